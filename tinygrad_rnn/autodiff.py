@@ -1,0 +1,139 @@
+"""Reverse mode: the chain rule over recorded nodes, newest first.
+
+Knows no Tensor: of a node it needs data, op, inputs, attrs, order and requires_grad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import graph
+from .op import Op, Use
+from .ops import unbroadcast
+
+Watch = Callable[[Any, Any], None]  # called with a node and the gradient that arrived at it
+
+
+def sweep(
+    order: Sequence[Any],
+    path: set[int],
+    seeds: Iterable[tuple[Any, Any]],
+    keep: set[int],
+    create_graph: bool = False,
+    watch: Watch | None = None,
+) -> dict[int, Any]:
+    """Carry gradients back over nodes and return what arrives at the ones to keep.
+
+    Parameters
+    ----------
+    order : sequence of nodes
+        In topological order; those outside `path` receive nothing.
+    path : set of int
+        The ids of the nodes that lie on a way from an output to a wanted node.
+    seeds : iterable of (node, gradient)
+        Where the sweep starts.
+    keep : set of int
+        The ids of the wanted nodes.
+    create_graph : bool
+        Run the rules on nodes instead of arrays, so that they are recorded.
+    watch : callable, optional
+        Sees every node with its summed gradient: ``debug()`` stops here.
+
+    Returns
+    -------
+    dict of int to gradient
+        By id; arrays that share memory with nothing else.
+
+    Notes
+    -----
+    A gradient may be written in place only where this function made the buffer: `own` says so.
+    What arrives is un-broadcast once, when all of it is there.  Where an op collects, its
+    gradients wait until the array's turn comes: every use of an array is newer than the array.
+    """
+    sums: dict[int, Any] = {}
+    own: set[int] = set()
+    waiting: dict[int, dict[tuple[Op, int], list[Use]]] = {}
+    found: dict[int, Any] = {}
+
+    def arrive(k: int, shape: tuple[int, ...], g: Any) -> None:
+        """Add `g` to what node `k` has received."""
+        before = sums.get(k)
+        if before is None:
+            sums[k] = g
+            return
+        if before.shape != g.shape:
+            before, g = unbroadcast(before, shape), unbroadcast(g, shape)
+            own.discard(k)
+        if k in own:
+            before += g
+            return
+        sums[k] = before = before + g
+        if type(before) is np.ndarray:  # neither a node nor the scalar NumPy makes of 0-d sums
+            own.add(k)
+
+    for t, g in seeds:
+        if id(t) in path:
+            arrive(id(t), t.shape, g)
+    for t in reversed(order):
+        k = id(t)
+        if k not in path:
+            continue
+        if k in waiting:
+            for (op, i), uses in waiting.pop(k).items():
+                fresh = k not in sums
+                arrive(k, t.data.shape, op.collectors[i](t if create_graph else t.data, uses))
+                if fresh and not create_graph:  # a collector returns an array of its own
+                    own.add(k)
+        g = sums.pop(k, None)
+        if g is None:
+            continue
+        shape = t.data.shape
+        if g.shape != shape:
+            g = unbroadcast(g, shape)
+            own.add(k)
+        if watch is not None:
+            watch(t, g)
+        if k in keep:
+            found[k] = g if create_graph or k in own else np.array(g)
+        op = t.op
+        if op is None:
+            continue
+        xs, attrs = t.inputs, t.attrs
+        if create_graph:
+            y, ins = t, xs
+        else:
+            y, ins = t.data, [x.data for x in xs]
+        if op.rule_all is not None and not op.collectors:
+            for x, gx in zip(xs, op.rule_all(g, y, *ins, **attrs), strict=True):
+                if gx is not None and id(x) in path:
+                    arrive(id(x), x.data.shape, gx)
+            continue
+        for i, x in enumerate(xs):
+            k = id(x)
+            if k not in path:
+                continue
+            if i in op.collectors:
+                waiting.setdefault(k, {}).setdefault((op, i), []).append(Use(g, ins, attrs))
+                continue
+            rule = op.rules[i]
+            if rule is not None:
+                arrive(k, x.data.shape, rule(g, y, *ins, **attrs))
+    return found
+
+
+def gradients(
+    outputs: Sequence[Any],
+    wrt: Sequence[Any],
+    seeds: Sequence[Any],
+    create_graph: bool = False,
+    watch: Watch | None = None,
+) -> list[Any]:
+    """Return the gradient of the seeded outputs at each node of `wrt`, None where none arrives."""
+    order = graph.nodes(outputs)
+    path = graph.reach(order, wrt)
+    keep = {id(t) for t in wrt}
+    found = sweep(order, path, zip(outputs, seeds, strict=True), keep, create_graph, watch)
+    return [found.get(id(t)) for t in wrt]

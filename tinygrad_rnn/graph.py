@@ -1,0 +1,59 @@
+"""Iterative walks over recorded nodes: of a node only ``inputs``, ``op`` and ``order`` count."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from operator import attrgetter
+from typing import Any
+
+_order = attrgetter("order")
+
+
+def nodes(outputs: Iterable[Any], requiring: bool = False) -> list[Any]:
+    """Return every node that `outputs` were made from, in the order of their creation.
+
+    That order is a topological one: an op runs when its inputs exist.  With `requiring`, only
+    nodes that require a gradient are visited.
+    """
+    seen = {id(t): t for t in outputs}
+    stack = list(seen.values())
+    while stack:
+        for x in stack.pop().inputs:
+            if id(x) not in seen and (x.requires_grad or not requiring):
+                seen[id(x)] = x
+                stack.append(x)
+    return sorted(seen.values(), key=_order)
+
+
+def reach(order: Iterable[Any], roots: Collection[Any]) -> set[int]:
+    """Return the ids of `roots` and of the nodes in `order` through which they get a gradient.
+
+    `order` is a topological order; an input that its op has no rule for passes nothing on.
+    """
+    reached = {id(t) for t in roots}
+    for t in order:
+        if t.op is not None and any(
+            id(x) in reached and t.op.differentiates(k) for k, x in enumerate(t.inputs)
+        ):
+            reached.add(id(t))
+    return reached
+
+
+def identify(order: Iterable[Any]) -> dict[int, str]:
+    """Return a text id for each node, by ``id()``: ``encoder#2.L0.fwd.T3.f``.
+
+    A node is called by its place and its name, or its op where it has none; what would be
+    called alike is numbered.  Two runs of one program give the same ids.
+    """
+    calls: dict[str, dict[int, int]] = {}
+    used: dict[str, int] = {}
+    ids = {}
+    for t in order:
+        name = t.name or (t.op.name if t.op else "constant")
+        if t.place is not None:
+            numbers = calls.setdefault(t.place.call.path, {})
+            number = numbers.setdefault(id(t.place.call), len(numbers) + 1)
+            name = t.place.id(number, name)
+        count = used[name] = used.get(name, 0) + 1
+        ids[id(t)] = name if count == 1 else f"{name}_{count}"
+    return ids

@@ -1,0 +1,171 @@
+"""What a primitive is: a forward on arrays, a formula, gradient rules.  Knows no Tensor.
+
+Calling an op asks its operands whether one of them wants to record, as NumPy asks for
+``__array_ufunc__``; where none does, the op just computes on arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Rule = Callable[..., Any]
+
+
+class Use(NamedTuple):
+    """One use of an array by an op that collects: what came back, and what the op saw."""
+
+    gradient: Any
+    inputs: Sequence[Any]
+    attrs: dict[str, Any]
+
+
+class Recording(Protocol):
+    """What can record: all that this floor knows of Tensor."""
+
+    def __record__(self, op: Op, x: Any, more: tuple[Any, ...], attrs: dict[str, Any]) -> Any: ...
+
+
+R = TypeVar("R", bound=Recording)
+
+OPS: dict[str, Op] = {}  # every primitive by name, in the order of declaration
+
+
+class Op:
+    """A primitive: one forward on arrays, one gradient rule per input.
+
+    Attributes
+    ----------
+    name : str
+        The key in ``OPS``, and what errors and drawings call it.
+    forward : callable
+        ``forward(*arrays, **attributes) -> array``; writes to none of its arguments.
+    signature : str or None
+        NumPy's generalised-ufunc signature; None for a structural op.
+    formula : str
+        What drawings and worked solutions print; the inputs are x, y, z.
+    rules : tuple of callable or None
+        ``rules[k](g, y, *inputs, **attributes)``: the gradient of input k *before*
+        un-broadcasting; None where none flows.  Empty: the op has no gradient.
+    rule_all : callable or None
+        In the place of `rules` for any number of inputs: returns the gradients of all.
+    collectors : dict of int to callable
+        ``collectors[k](x, uses)``: the summed gradient of all `uses` of ``x`` as input k.
+    selects : slice
+        Which inputs are indices or masks: these keep their integer or boolean type.
+    doc : str or None
+        One sentence on what it computes.
+    linear : bool
+        Linear in its differentiable inputs jointly (or, with two, in each).
+    complex_safe : bool
+        Analytic, so that complex-step differentiation through it is right.
+    """
+
+    __slots__ = (
+        "collectors", "complex_safe", "doc", "formula", "forward", "linear", "name",
+        "rule_all", "rules", "selects", "signature",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        forward: Callable[..., Any],
+        signature: str | None,
+        formula: str,
+        *,
+        doc: str | None = None,
+        selects: slice = slice(0),
+        linear: bool = False,
+        complex_safe: bool = True,
+    ) -> None:
+        if name in OPS:
+            raise ValueError(f"a primitive named {name!r} exists: {OPS[name].formula}")
+        self.name, self.forward, self.signature, self.formula = name, forward, signature, formula
+        self.doc = doc
+        self.rules: tuple[Rule | None, ...] = ()
+        self.rule_all: Rule | None = None
+        self.collectors: dict[int, Rule] = {}
+        self.selects, self.linear, self.complex_safe = selects, linear, complex_safe
+        OPS[name] = self
+
+    def vjp(self, *rules: Rule | None) -> None:
+        """Declare the gradient for each input: ``rule(g, y, *inputs, **attributes)``."""
+        self.rules = rules
+
+    def vjp_all(self, rule: Rule) -> None:
+        """Declare one rule that returns the gradients of all inputs, however many."""
+        self.rule_all = rule
+
+    def differentiates(self, k: int) -> bool:
+        """Whether a gradient flows to input `k`."""
+        if self.rules:
+            return self.rules[k] is not None
+        return self.rule_all is not None
+
+    def collect(self, k: int, collector: Rule) -> None:
+        """Let the gradients of all uses of one array as input `k` wait and become one call."""
+        self.collectors[k] = collector
+
+    @overload
+    def __call__(self, x: R, *more: Any, **attrs: Any) -> R: ...
+    @overload
+    def __call__(self, x: Any, y: R, *more: Any, **attrs: Any) -> R: ...
+    @overload
+    def __call__(self, x: Any, *more: Any, **attrs: Any) -> Array: ...
+
+    def __call__(self, x: Any, *more: Any, **attrs: Any) -> Any:
+        record = getattr(x, "__record__", None)
+        if record is None:
+            for y in more:
+                record = getattr(y, "__record__", None)
+                if record is not None:
+                    break
+            else:
+                return self.forward(np.asarray(x), *more, **attrs)
+        return record(self, x, more, attrs)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {self.formula}>"
+
+
+def primitive(
+    signature: str | None,
+    formula: str,
+    *,
+    name: str | None = None,
+    doc: str | None = None,
+    selects: slice = slice(0),
+    linear: bool = False,
+    complex_safe: bool = True,
+) -> Callable[[Callable[..., Any]], Op]:
+    """Declare a primitive: decorates its forward, a function or a ufunc.
+
+    >>> import numpy as np
+    >>> from tinygrad_rnn import Tensor, grad
+    >>> @primitive("()->()", "x^3")
+    ... def cube(x):
+    ...     return x * x * x
+    >>> cube.vjp(lambda g, y, x: g * 3 * x * x)
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> grad(cube(x).sum(), x)
+    array([ 3., 12.])
+    >>> del OPS["cube"]
+    """
+
+    def declare(forward: Callable[..., Any]) -> Op:
+        return Op(
+            name or forward.__name__,
+            forward,
+            signature,
+            formula,
+            doc=doc or forward.__doc__,
+            selects=selects,
+            linear=linear,
+            complex_safe=complex_safe,
+        )
+
+    return declare
