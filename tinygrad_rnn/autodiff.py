@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from . import graph
-from .op import Op, Use
+from .errors import GraphError, ShapeError
+from .inspection import describe
+from .op import Array, Op, Use
 from .ops import unbroadcast
 
 Watch = Callable[[Any, Any], None]  # called with a node and the gradient that arrived at it
@@ -137,3 +139,23 @@ def gradients(
     keep = {id(t) for t in wrt}
     found = sweep(order, path, zip(outputs, seeds, strict=True), keep, create_graph, watch)
     return [found.get(id(t)) for t in wrt]
+
+
+def seed(y: Any, gradient: Any) -> Array:
+    """Return the array that a sweep starts with at node `y`: `gradient`, or 1 for a scalar."""
+    if gradient is None:
+        if y.data.size != 1:
+            raise GraphError(
+                f"{describe(y)} is no scalar: pass the gradient of the final quantity with respect "
+                f"to it, or reduce it first, as in y.sum()"
+            )
+        return np.ones(y.shape, y.dtype)
+    g = np.asarray(gradient)
+    if g.shape != y.shape:
+        raise ShapeError(f"the gradient of {describe(y)} cannot have the shape {g.shape}")
+    return np.array(g, g.dtype if g.dtype.kind == "c" else y.dtype)
+
+
+def of_dtype(g: Array, dtype: np.dtype[Any]) -> Array:
+    """Return `g` in the floating type of what it is the gradient of; complex parts are kept."""
+    return g if g.dtype == dtype or g.dtype.kind == "c" else g.astype(dtype)

@@ -72,25 +72,25 @@ class Op:
 
     def __init__(
         self,
-        name: str,
         forward: Callable[..., Any],
         signature: str | None,
         formula: str,
         *,
+        name: str | None = None,
         doc: str | None = None,
         selects: slice = slice(0),
         linear: bool = False,
         complex_safe: bool = True,
     ) -> None:
-        if name in OPS:
-            raise ValueError(f"a primitive named {name!r} exists: {OPS[name].formula}")
-        self.name, self.forward, self.signature, self.formula = name, forward, signature, formula
-        self.doc = doc
+        self.name, self.doc = name or forward.__name__, doc or forward.__doc__
+        self.forward, self.signature, self.formula = forward, signature, formula
+        self.selects, self.linear, self.complex_safe = selects, linear, complex_safe
         self.rules: tuple[Rule | None, ...] = ()
         self.rule_all: Rule | None = None
         self.collectors: dict[int, Rule] = {}
-        self.selects, self.linear, self.complex_safe = selects, linear, complex_safe
-        OPS[name] = self
+        if self.name in OPS:
+            raise ValueError(f"a primitive {self.name!r} exists: {OPS[self.name].formula}")
+        OPS[self.name] = self
 
     def vjp(self, *rules: Rule | None) -> None:
         """Declare the gradient for each input: ``rule(g, y, *inputs, **attributes)``."""
@@ -133,16 +133,9 @@ class Op:
 
 
 def primitive(
-    signature: str | None,
-    formula: str,
-    *,
-    name: str | None = None,
-    doc: str | None = None,
-    selects: slice = slice(0),
-    linear: bool = False,
-    complex_safe: bool = True,
+    signature: str | None, formula: str, **settings: Any
 ) -> Callable[[Callable[..., Any]], Op]:
-    """Declare a primitive: decorates its forward, a function or a ufunc.
+    """Declare a primitive: decorates its forward, a function or a ufunc; settings as of ``Op``.
 
     >>> import numpy as np
     >>> from tinygrad_rnn import Tensor, grad
@@ -155,17 +148,4 @@ def primitive(
     array([ 3., 12.])
     >>> del OPS["cube"]
     """
-
-    def declare(forward: Callable[..., Any]) -> Op:
-        return Op(
-            name or forward.__name__,
-            forward,
-            signature,
-            formula,
-            doc=doc or forward.__doc__,
-            selects=selects,
-            linear=linear,
-            complex_safe=complex_safe,
-        )
-
-    return declare
+    return lambda forward: Op(forward, signature, formula, **settings)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .op import Array, Use, primitive
+from .op import Array, Op, Use, primitive
 
 Axis = int | tuple[int, ...] | None
 Index = Any  # what stands in the brackets of x[...], each array in it replaced by ARRAY
@@ -67,7 +67,7 @@ def sigmoid(x: Array) -> Array:
         return np.asarray(0.5 * np.tanh(0.5 * x) + 0.5)
     with np.errstate(over="ignore"):  # exp(800) is infinite, and 1 / (1 + inf) is right
         y = np.exp(-x)
-    return np.reciprocal(y + 1)
+    return np.asarray(np.reciprocal(y + 1))
 
 
 sigmoid.vjp(lambda g, y, x: g * (y * (1 - y)))
@@ -101,7 +101,7 @@ minimum.vjp(
     lambda g, z, x, y: where(x > y, g, where(x == y, g * 0.5, 0.0)),
 )
 
-where = primitive(
+where: Op = primitive(
     "(),(),()->()",
     "x ? y : z",
     doc="Elements of y where the mask x holds, else elements of z.",
@@ -171,14 +171,14 @@ matmul.collect(1, _matmul_uses)
 @primitive(None, "sum(x)", linear=True)
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Sum over all elements, over one axis or over several."""
-    return np.asarray(np.add.reduce(x, axis=axis, keepdims=keepdims))
+    return np.asarray(np.sum(x, axis=axis, keepdims=keepdims))
 
 
-sum.vjp(
-    lambda g, y, x, axis=None, keepdims=False: broadcast(
-        g.reshape(_kept(x.shape, axis)), shape=x.shape
-    )
-)
+def _sum_x(g: Any, y: Any, x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    return broadcast(g.reshape(_kept(x.shape, axis)), shape=x.shape)
+
+
+sum.vjp(_sum_x)
 
 
 @primitive(None, "max(x)", complex_safe=False)

@@ -1,0 +1,122 @@
+"""What errors say of a node, and ``debug()``, which looks at every value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .errors import NonFiniteError, ShapeError
+from .op import Array, Op
+from .scope import Place, scope
+
+
+@contextmanager
+def debug() -> Iterator[None]:
+    """Stop at the first value that is not finite, forward or backward, and name its op and step.
+
+    Arrays that the graph saves are read-only inside until ``backward()`` has run over them, so
+    that writing to one of them raises NumPy's ``ValueError`` at the line that does it.
+
+    Raises
+    ------
+    NonFiniteError
+        With the op, the place, and the names and shapes of the inputs.
+
+    Examples
+    --------
+    >>> from tinygrad_rnn import Tensor, ops
+    >>> with debug():
+    ...     ops.log(Tensor([1.0, 0.0], name="p"))
+    Traceback (most recent call last):
+    tinygrad_rnn.errors.NonFiniteError: log gave -inf at [1] from finite inputs p (2,)
+    """
+    here = scope()
+    before, here.frozen = here.frozen, []
+    try:
+        with np.errstate(all="ignore"):  # what NumPy would warn of is an error here
+            yield
+    finally:
+        thaw(here.frozen)
+        here.frozen = before
+
+
+def describe(t: Any) -> str:
+    """Return what errors call a node: its name or origin, and its shape."""
+    name = t.name or (
+        f"result of {t.op.name}" if t.op else "a constant" if not t.requires_grad else "a leaf"
+    )
+    return f"{name} {t.shape}"
+
+
+def where(place: Place | None = None) -> str:
+    """Return `` in encoder.L0.fwd, step t=3 of 7`` for a place, here by default."""
+    text = str(place or scope().place or "")
+    return f" in {text}" if text else ""
+
+
+def explain(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any], error: Exception) -> Exception:
+    """Return the error with the op, the place, and the names and shapes of its inputs."""
+    settings = "".join([f", {k}={v!r}" for k, v in attrs.items()])
+    kind = IndexError if isinstance(error, IndexError) else ShapeError
+    return kind(
+        f"{op.name}{where()}: {', '.join(describe(x) for x in inputs)}{settings} do not fit: {error}"
+    )
+
+
+def first_bad(a: Array) -> str:
+    """Return the first element that is not finite, and where it stands."""
+    at = [int(i) for i in np.argwhere(~np.isfinite(a))[0]]
+    return f"{a[tuple(at)]} at {at}"
+
+
+def inspect(
+    t: Any, frozen: list[Array], op: Op | None = None, inputs: tuple[Any, ...] = ()
+) -> None:
+    """Raise if `t` is not finite; protect the arrays that its node saves."""
+    if t.data.dtype.kind in "fc" and not np.isfinite(t.data).all():
+        bad = [x for x in inputs if x.data.dtype.kind in "fc" and not np.isfinite(x.data).all()]
+        source = f"{op.name} gave" if op else f"{t.name or 'data'} {t.shape} holds"
+        raise NonFiniteError(
+            f"{source} {first_bad(t.data)}{where()}"
+            + (f" from {'finite ' if not bad else ''}inputs " if inputs else "")
+            + ", ".join([describe(x) for x in bad or inputs])
+        )
+    for a in [x.data for x in (t, *t.inputs)] if t.op else []:
+        if a.flags.writeable:
+            a.flags.writeable = False
+            frozen.append(a)
+
+
+def thaw(frozen: list[Array] | None) -> None:
+    """Let the arrays be written to again."""
+    for a in sorted(frozen or (), key=lambda a: a.base is not None):  # a base before its views
+        a.flags.writeable = True
+    if frozen:
+        frozen.clear()
+
+
+def watch(follow: bool = False) -> Callable[[Any, Any], None] | None:
+    """Return what a sweep shows its nodes and their gradients to; None where nothing looks.
+
+    Under ``debug()`` it stops at a gradient that is not finite.  With `follow`, nodes that the
+    sweep makes are placed where the node they belong to was made.
+    """
+    here = scope()
+    if here.frozen is None and not follow:
+        return None
+
+    def look(t: Any, g: Any) -> None:
+        if follow:
+            here.place = t.place
+        a = getattr(g, "data", g) if hasattr(g, "__record__") else np.asarray(g)
+        if here.frozen is not None and not np.isfinite(a).all():
+            raise NonFiniteError(
+                f"backward: the gradient that reached {describe(t)}"
+                f"{f', the result of {t.op.name},' if t.op else ''} is "
+                f"{first_bad(a)}{where(t.place)}"
+            )
+
+    return look

@@ -1,0 +1,152 @@
+"""Where a node is made and under which rules: places, marks, ``no_grad``, ``record``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .op import Array
+
+
+NEVER, NEEDED, ALWAYS = 0, 1, 2  # what is recorded
+
+
+class Call:
+    """One call of a module: what tells its nodes from those of its next call."""
+
+    __slots__ = ("path", "steps")
+
+    def __init__(self, path: str, steps: int | None = None) -> None:
+        self.path = path
+        self.steps = steps
+
+
+class Place:
+    """Where a node was made: in which call, and in a recurrent layer which layer and step.
+
+    `step` counts from 0 in ids; what a person reads counts t from 1, as the lecture does.
+    """
+
+    __slots__ = ("call", "direction", "layer", "step")
+
+    def __init__(
+        self,
+        call: Call,
+        layer: int | None = None,
+        direction: str | None = None,
+        step: int | None = None,
+    ) -> None:
+        self.call, self.layer, self.direction, self.step = call, layer, direction, step
+
+    def id(self, number: int, name: str) -> str:
+        """Return ``encoder#2.L0.fwd.T3.f`` for the node `name` in the call of that number."""
+        parts = [self.call.path + (f"#{number}" if number > 1 else "")]
+        if self.layer is not None:
+            parts += [f"L{self.layer}", str(self.direction)]
+        if self.step is not None:
+            parts.append(f"T{self.step}")
+        return ".".join([p for p in parts if p] + [name])
+
+    def __str__(self) -> str:
+        text = self.call.path
+        if self.layer is not None:
+            text += f"{'.' if text else ''}L{self.layer}.{self.direction}"
+        if self.step is not None:
+            text += f", step t={self.step + 1} of {self.call.steps}"
+        return text
+
+
+class Scope:
+    """What holds while nodes are made: recorded or not, inspected or not, and the place."""
+
+    __slots__ = ("frozen", "marks", "mode", "place")
+
+    def __init__(self) -> None:
+        self.mode = NEEDED
+        self.place: Place | None = None
+        self.marks: dict[str, Any] | None = None  # what mark() fills while a trace is taken
+        self.frozen: list[Array] | None = None  # the arrays debug() protects; None outside it
+
+
+class Thread(threading.local):
+    """Holds the scope of each thread."""
+
+    def __init__(self) -> None:
+        self.scope = Scope()
+
+
+thread = Thread()
+
+
+def scope() -> Scope:
+    """Return the scope of this thread."""
+    return thread.scope
+
+
+@contextmanager
+def _mode(mode: int) -> Iterator[None]:
+    here = thread.scope
+    before, here.mode = here.mode, mode
+    try:
+        yield
+    finally:
+        here.mode = before
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Record nothing inside: for evaluation and sampling.
+
+    >>> from tinygrad_rnn import Tensor
+    >>> w = Tensor([2.0], requires_grad=True)
+    >>> with no_grad():
+    ...     y = w * 3
+    >>> y.requires_grad
+    False
+    """
+    with _mode(NEVER):
+        yield
+
+
+@contextmanager
+def record() -> Iterator[None]:
+    """Record every op inside, also where no input requires a gradient: for drawings and traces.
+
+    >>> from tinygrad_rnn import Tensor
+    >>> with record():
+    ...     y = Tensor(2.0, name="x") * 3
+    >>> y.op
+    <op mul: x * y>
+    """
+    with _mode(ALWAYS):
+        yield
+
+
+@contextmanager
+def at(place: Place | None) -> Iterator[None]:
+    """Make the nodes inside at `place`."""
+    here = thread.scope
+    before, here.place = here.place, place
+    try:
+        yield
+    finally:
+        here.place = before
+
+
+def mark(**values: Any) -> None:
+    """Name the values of a step: what drawings, traces, errors and worked solutions call them.
+
+    >>> from tinygrad_rnn import Tensor
+    >>> h = Tensor([1.0]) * 2
+    >>> mark(h=h)
+    >>> h.name
+    'h'
+    """
+    for name, value in values.items():
+        if getattr(value, "name", name) is None:
+            value.name = name
+    marks = thread.scope.marks
+    if marks is not None:
+        marks.update(values)
