@@ -1,22 +1,32 @@
-"""Recurrent networks on NumPy: a small autograd, cells written as equations, BPTT as the graph."""
+"""Recurrent networks on NumPy: a small autograd, cells written as equations, BPTT as the graph.
+
+Letters used everywhere: T time, N batch, D input size, H hidden size, L layers, V classes.
+"""
 
 from __future__ import annotations
 
+from . import data, functional, nn, optim
 from .inspection import debug
+from .module import Module
 from .scope import mark, no_grad, record
 from .tensor import Parameter, Tensor
 from .transforms import grad, hvp, jacobian, jvp, value_and_grad, vjp
 
 __all__ = [
+    "Module",
     "Parameter",
     "Tensor",
+    "data",
     "debug",
+    "functional",
     "grad",
     "hvp",
     "jacobian",
     "jvp",
     "mark",
+    "nn",
     "no_grad",
+    "optim",
     "record",
     "value_and_grad",
     "vjp",

@@ -8,6 +8,7 @@ gradient before un-broadcasting and never writes in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -76,8 +77,8 @@ pow = primitive(_BINARY, "x ^ y", name="pow", doc="x to the power of y, element 
     np.power
 )
 pow.vjp(
-    lambda g, z, x, y: g * y * pow(x, where(y == 0, 1.0, y - 1)),
-    lambda g, z, x, y: g * z * log(where(z == 0, 1.0, x)),
+    lambda g, z, x, y: g * y * pow(x, where((x == 0) * (y == 0), 1.0, y - 1)),
+    lambda g, z, x, y: g * z * log(where(x == 0, 1.0, x)),
 )
 
 abs = primitive(
@@ -125,7 +126,7 @@ equal = primitive(_BINARY, "x == y", doc="Whether x == y, element by element.")(
 not_equal = primitive(_BINARY, "x != y", doc="Whether x != y, element by element.")(np.not_equal)
 
 
-@primitive(None, "x", linear=True)
+@primitive(None, "x", linear=True, complex_safe=False)
 def astype(x: Array, dtype: Any) -> Array:
     """Convert to another number type; the gradient is converted back."""
     return x.astype(dtype)
@@ -157,8 +158,9 @@ def _matmul_uses(y: Any, uses: Sequence[Use]) -> Any:
     if y.ndim != 2:
         return total([unbroadcast(_matmul_y(u.gradient, None, *u.inputs), y.shape) for u in uses])
     n, p = y.shape
-    x = [u.inputs[0].reshape((-1, n)) for u in uses]
-    g = [u.gradient.reshape((-1, p)) for u in uses]
+    rows = [math.prod(u.inputs[0].shape[:-1]) for u in uses]  # -1 is ambiguous where n or p is 0
+    x = [u.inputs[0].reshape((r, n)) for r, u in zip(rows, uses, strict=True)]
+    g = [u.gradient.reshape((r, p)) for r, u in zip(rows, uses, strict=True)]
     return (concat(*x).T @ concat(*g)) if len(uses) > 1 else x[0].T @ g[0]
 
 
@@ -181,7 +183,7 @@ def _sum_x(g: Any, y: Any, x: Any, axis: Axis = None, keepdims: bool = False) ->
 sum.vjp(_sum_x)
 
 
-@primitive(None, "max(x)", complex_safe=False)
+@primitive(None, "max(x)")
 def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Largest element, of all or along axes; tied elements share the gradient evenly."""
     return np.asarray(np.max(x, axis=axis, keepdims=keepdims))
@@ -260,7 +262,7 @@ def getitem(x: Array, *arrays: Array, index: Index) -> Array:
 def scatter(*parts: Array, index: tuple[Index, ...], shape: tuple[int, ...]) -> Array:
     """Add the parts into zeros, each at its index; the arrays of the indices follow the parts."""
     arrays = iter(parts[len(index) :])
-    y = np.zeros(shape, parts[0].dtype)
+    y = np.zeros(shape, np.result_type(*{p.dtype for p in parts[: len(index)]}))
     for i, part_ in zip(index, parts, strict=False):
         if _holds_array(i):
             np.add.at(y, _fill(i, arrays), part_)
@@ -307,7 +309,7 @@ getitem.vjp_all(
     ]
 )
 getitem.collect(0, _getitem_uses)
-scatter.selects = slice(0)
+scatter.selects = slice(0, None)  # its arrays of integers stay what they are; parts agree anyway
 scatter.vjp_all(_scatter_all)
 
 

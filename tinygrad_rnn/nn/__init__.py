@@ -1,0 +1,25 @@
+"""What models are made of: cells, recurrent layers, other layers, initialisers."""
+
+from . import init
+from .cells import Cell, GRUCell, LSTMCell, RNNCell
+from .layers import Dropout, Embedding, LayerNorm, Linear, Readout, Sequential, from_lecture
+from .recurrent import GRU, LSTM, RNN, Recurrent
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Cell",
+    "Dropout",
+    "Embedding",
+    "GRUCell",
+    "LSTMCell",
+    "LayerNorm",
+    "Linear",
+    "RNNCell",
+    "Readout",
+    "Recurrent",
+    "Sequential",
+    "from_lecture",
+    "init",
+]

@@ -1,0 +1,618 @@
+"""Layers that unroll any cell over time: stacked, in both directions, over ragged batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import ops
+from ..errors import DtypeError, ShapeError, StateError
+from ..functional import dropout_mask, stack
+from ..module import Module
+from ..op import Array
+from ..scope import Call, Place, scope
+from ..tensor import Tensor
+from .cells import Cell, GRUCell, LSTMCell, RNNCell, State, as_tensors
+
+DIRECTIONS = ("fwd", "rev")
+Trace = dict[str, Tensor]
+
+
+class _Input(NamedTuple):
+    """What a call was given, as one step after the other."""
+
+    steps: list[Tensor | None]  # T inputs (N, D)
+    batch: int
+    valid: Array | None  # (T, N): which steps lie inside their sequence; None: all
+    lengths: Array | None  # of the sequences of a list
+    unbatched: bool
+
+
+class Recurrent(Module):
+    """A layer that runs cells over time: any cell, any number of layers, one direction or both.
+
+    Parameters
+    ----------
+    cells : Cell, or list of them
+        One for each layer, bottom first; for two directions each entry is a pair
+        ``(forward, reverse)``, whose outputs are concatenated.
+    batch_first : bool
+        Whether input and output are (N, T, D) instead of (T, N, D); states never are.
+    dropout : float
+        Probability of zeroing an element of the output of each layer but the last, in training.
+    rng : int or numpy.random.Generator, optional
+        For dropout.
+
+    Attributes
+    ----------
+    L0, L1, ... : dict of str to Cell
+        The cells of each layer by direction, ``{"fwd": cell, "rev": cell}``.
+
+    Examples
+    --------
+    >>> layer = Recurrent([RNNCell(3, 4, rng=0), GRUCell(4, 2, rng=0)])
+    >>> out, (h_rnn, h_gru) = layer(np.ones((5, 1, 3)))
+    >>> out.shape, h_rnn.shape, h_gru.shape
+    ((5, 1, 2), (1, 4), (1, 2))
+    """
+
+    def __init__(
+        self,
+        cells: Cell | tuple[Cell, Cell] | Sequence[Cell | tuple[Cell, Cell]],
+        *,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        rng: Any = None,
+    ) -> None:
+        entries = list(cells) if isinstance(cells, list) else [cells]
+        pairs = [entry if isinstance(entry, tuple) else (entry,) for entry in entries]
+        _check_cells(type(self).__name__, pairs)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"{type(self).__name__}: dropout={dropout} is not in [0, 1]")
+        self.batch_first, self.dropout = batch_first, dropout
+        self.num_layers, self.num_directions = len(pairs), len(pairs[0])
+        self.rng = np.random.default_rng(rng)
+        for k, pair in enumerate(pairs):
+            setattr(self, f"L{k}", dict(zip(DIRECTIONS, pair, strict=False)))
+
+    def cells(self) -> Iterator[tuple[int, str, Cell]]:
+        """Yield (layer, direction, cell), layer by layer, forward before reverse."""
+        for k in range(self.num_layers):
+            for direction, cell in getattr(self, f"L{k}").items():
+                yield k, direction, cell
+
+    def forward(
+        self,
+        x: Any,
+        state: State = None,
+        *,
+        lengths: Any = None,
+        steps: int | None = None,
+        trace: bool = False,
+    ) -> Any:
+        """Run the cells over a sequence.
+
+        Parameters
+        ----------
+        x : array_like or Tensor (T, N, D) or (T, D), list of arrays (T_n, D), or None
+            A batch, one sequence, or ragged sequences; None runs `steps` steps without input.
+            Plain numbers are converted to the dtype of the layer.
+        state : optional
+            As it is returned; zero by default.  Without a batch, without the axis N.
+        lengths : array_like of int (N,), optional
+            How many steps of each sequence are valid; 0 is allowed.  Beyond them the output is
+            zero, the last *valid* state is returned, the reverse direction starts at each
+            sequence's own end, and no value of x matters.
+        steps : int, optional
+            T, with ``x=None``.
+        trace : bool
+            Whether to return what the cells marked.
+
+        Returns
+        -------
+        out : Tensor (T, N, H) or (T, H), or a list of Tensors (T_n, H) for a list
+            H is that of the last layer, times the directions.
+        state
+            That of the one cell, or a tuple of the cells' states, forward before reverse.
+        trace : dict of str to Tensor
+            Only with ``trace=True``: ``trace["L0.fwd.f"]`` of shape (T, N, H), differentiable.
+
+        Raises
+        ------
+        ShapeError
+            For wrong ranks, sizes or lengths, T = 0 and N = 0.
+        StateError
+            For a state of the wrong structure.
+        """
+        given = self._read(x, state, lengths, steps)
+        here = scope()
+        call = here.place.call if here.place and here.place.step is None else Call(self.path)
+        call.steps = T = len(given.steps)
+        states = self._split_state(state, given)
+        traced: Trace | None = {} if trace else None
+        finals: list[State] = []
+        inputs = given.steps
+        before = here.place, here.marks
+        try:
+            for k in range(self.num_layers):
+                sides = []
+                for direction, cell in getattr(self, f"L{k}").items():
+                    place = (call, k, direction)
+                    out, final = self._unroll(
+                        cell, inputs, states.pop(0), given.valid, place, traced
+                    )
+                    sides.append(out)
+                    finals.append(final)
+                here.place, here.marks = Place(call), None
+                inputs = list(sides[0])
+                if len(sides) > 1:
+                    inputs = [ops.concat(*parts, axis=-1) for parts in zip(*sides, strict=True)]
+                if k < self.num_layers - 1 and self.dropout and self.training:
+                    first = inputs[0]
+                    assert first is not None
+                    mask = dropout_mask((T, *first.shape), self.dropout, first.dtype, self.rng)
+                    inputs = [y * m for y, m in zip(inputs, mask, strict=True)]
+            result = self._join(inputs, given), self._join_state(finals, given)
+        finally:
+            here.place, here.marks = before
+        if traced is None:
+            return result
+        return *result, {k: v[:, 0] if given.unbatched else v for k, v in traced.items()}
+
+    def _unroll(
+        self,
+        cell: Cell,
+        inputs: list[Tensor | None],
+        state: State,
+        valid: Array | None,
+        place: tuple[Call, int, str],
+        traced: Trace | None,
+    ) -> tuple[list[Any], State]:
+        """Run one cell over all steps; return its outputs in the order of time, and its state."""
+        here, T = scope(), len(inputs)
+        prefix = f"L{place[1]}.{place[2]}."
+        outputs: list[Any] = [None] * T
+        marked: list[dict[str, Any]] = [{}] * T
+        first = True
+        for t in reversed(range(T)) if place[2] == "rev" else range(T):
+            here.place = Place(*place, t)
+            inside = None if valid is None or valid[t].all() else valid[t]
+            if inside is not None and not inside.any():  # every sequence has ended
+                continue
+            if traced is not None:
+                here.marks = marked[t] = {}
+            y, new = cell.step(inputs[t], state)
+            if first:
+                _name_initial(state, new)
+                first = False
+            if inside is not None:
+                y, new = _choose(inside, y, 0.0), _keep_past_end(inside, new, state)
+            outputs[t], state = y, new
+        here.marks = None
+        blank = next((y for y in outputs if y is not None), None)
+        if blank is None:  # all sequences have length 0
+            blank = Tensor(np.zeros((len(valid[0]), cell.hidden_size), cell.dtype))  # type: ignore[index]
+        outputs = [Tensor(np.zeros_like(blank.data)) if y is None else y for y in outputs]
+        if traced is not None:
+            for name in dict.fromkeys([name for marks in marked for name in marks]):
+                traced[prefix + name] = _stack_marks(name, marked, valid)
+        return outputs, state
+
+    # --- reading what was given
+
+    def _read(self, x: Any, state: State, lengths: Any, steps: int | None) -> _Input:
+        who = type(self).__name__
+        first = getattr(self, "L0")["fwd"]
+        D = getattr(first, "input_size", None)
+        if x is None:
+            if D:
+                raise ShapeError(f"{who}: input_size is {D}, so x (T, N, {D}) is needed")
+            if lengths is not None:
+                raise ShapeError(f"{who}: lengths go with x; without input pass steps=T")
+            if steps is None or steps < 1:
+                raise ShapeError(f"{who}: without input pass steps=T, 1 or more; got {steps}")
+            batch, unbatched = self._batch_of_state(state)
+            return _Input([None] * steps, batch, None, None, unbatched)
+        if D == 0:
+            raise ShapeError(f"{who}: input_size is 0: pass x=None and steps=T")
+        ragged = None
+        if isinstance(x, list) and x and all([isinstance(s, Tensor | np.ndarray) for s in x]):
+            if lengths is not None:
+                raise ShapeError(f"{who}: a list of sequences has its own lengths; pass no lengths")
+            x, ragged = self._pad(x, D)
+            lengths = ragged
+        elif isinstance(x, Tensor):
+            x = x if x.dtype.kind in "fc" else x.astype(first.dtype)
+        else:
+            a = np.asarray(x)
+            if a.dtype.kind not in "biufc":
+                raise DtypeError(f"{who}: x is {a.dtype}, not numbers")
+            x = Tensor(a if a.dtype.kind == "c" else a.astype(first.dtype))
+        unbatched = x.ndim == 2
+        if x.ndim not in (2, 3):
+            raise ShapeError(f"{who}: x has shape {x.shape}; expected (T, N, {D}) or (T, {D})")
+        if unbatched:
+            x = x.reshape(x.shape[0], 1, x.shape[1])
+        elif self.batch_first and ragged is None:
+            x = x.transpose(1, 0, 2)
+        T, N, last = x.shape
+        read = f"x read as (T={T}, N={N}, D={last})"
+        if 0 in (T, N):
+            raise ShapeError(f"{who}: {read}: T and N must be 1 or more")
+        if D is not None and last != D:
+            raise ShapeError(f"{who} in {self.path or 'L0.fwd'}: {read}, but input_size is {D}")
+        if steps is not None and steps != T:
+            raise ShapeError(f"{who}: steps={steps}, but {read}")
+        if lengths is not None and unbatched:
+            raise ShapeError(f"{who}: lengths go with a batch, but {read} is one sequence")
+        valid = None
+        if lengths is not None:
+            lengths = self._check_lengths(lengths, T, N, read)
+            if (lengths < T).any():
+                valid = np.arange(T)[:, None] < lengths
+                x = ops.where(valid[:, :, None], x, 0.0)  # not even a NaN beyond the end matters
+        self._check_batch(state, N, T, read)
+        return _Input([x[t] for t in range(T)], N, valid, ragged, unbatched)
+
+    def _pad(self, sequences: list[Any], D: int | None) -> tuple[Tensor, Array]:
+        """Return ragged sequences side by side (T, N, D), and their lengths."""
+        who, dtype = type(self).__name__, getattr(self, "L0")["fwd"].dtype
+        parts = [
+            s if isinstance(s, Tensor) else Tensor(s if s.dtype.kind == "c" else s.astype(dtype))
+            for s in sequences
+        ]
+        for n, s in enumerate(parts):
+            if s.ndim != 2 or (D is not None and s.shape[1] != D):
+                raise ShapeError(
+                    f"{who}: sequence {n} has shape {s.shape}; expected (T, {D or 'D'})"
+                )
+        T = max(s.shape[0] for s in parts)
+        if T == 0:
+            raise ShapeError(f"{who}: all {len(parts)} sequences are empty: T must be 1 or more")
+        padded = [
+            s if s.shape[0] == T else ops.concat(s, np.zeros((T - s.shape[0], s.shape[1]), s.dtype))
+            for s in parts
+        ]
+        return stack(padded, axis=1), np.array([s.shape[0] for s in parts])
+
+    def _check_lengths(self, lengths: Any, T: int, N: int, read: str) -> Array:
+        who, a = type(self).__name__, np.asarray(lengths)
+        if a.dtype.kind not in "iu":
+            raise DtypeError(f"{who}: lengths are integers, got {a.dtype}")
+        if a.shape != (N,):
+            raise ShapeError(
+                f"{who}: lengths have shape {a.shape}, expected ({N},): {read}"
+                + self._looks_batch_first(a.shape == (T,))
+            )
+        if (a < 0).any() or (a > T).any():
+            n = int(np.argmax((a < 0) | (a > T)))
+            raise ShapeError(f"{who}: length {a[n]} of sequence {n} is not in 0..T={T}")
+        return a
+
+    def _check_batch(self, state: State, N: int, T: int, read: str) -> None:
+        """Raise where the state belongs to a batch of another size."""
+        array = state
+        while isinstance(array, tuple | list) and array:
+            array = array[0]
+        shape = np.shape(array)
+        if len(shape) >= 2 and shape[-2] != N and shape[-2] == T:
+            raise StateError(
+                f"{type(self).__name__}: the state has N={shape[-2]}, but {read}"
+                + self._looks_batch_first(True)
+            )
+
+    def _looks_batch_first(self, fits: bool) -> str:
+        if not fits:
+            return ""
+        return (
+            "; x looks time-first: leave batch_first=True away"
+            if self.batch_first
+            else "; x looks batch-first: pass batch_first=True"
+        )
+
+    def _batch_of_state(self, state: State) -> tuple[int, bool]:
+        """Return N and whether a state is without a batch; N = 1 without a state."""
+        array, axes = state, self._state_axes
+        if array is None:
+            return 1, False
+        while isinstance(array, tuple | list):
+            array = array[0]
+        shape = np.shape(array)
+        return (1, True) if len(shape) < axes else (shape[axes - 2], False)
+
+    _state_axes = 2  # of a state with a batch
+
+    # --- states
+
+    def _split_state(self, state: State, given: _Input) -> list[State]:
+        """Return the initial state of every cell."""
+        cells = list(self.cells())
+        if state is None:
+            parts: Sequence[Any] = [None] * len(cells)
+        elif len(cells) == 1:
+            parts = [state]
+        elif isinstance(state, tuple | list) and len(state) == len(cells):
+            parts = state
+        else:
+            raise StateError(
+                f"{type(self).__name__}: the state must be a tuple of {len(cells)} states, "
+                f"one for each layer and direction, got {_structure(state)}"
+            )
+        return [
+            self._initial(cell, part, f"L{k}.{direction}", given)
+            for (k, direction, cell), part in zip(cells, parts, strict=True)
+        ]
+
+    def _initial(self, cell: Cell, state: Any, place: str, given: _Input) -> State:
+        template = cell.initial_state(given.batch)
+        if state is None:
+            return as_tensors(template)
+        if given.unbatched:
+            state = _map(lambda s: s.reshape((1, *s.shape)), _map(_to_tensor(cell.dtype), state))
+        else:
+            state = _map(_to_tensor(cell.dtype), state)
+        if _structure(state) != _structure(template):
+            raise StateError(
+                f"{type(self).__name__}: the state of {place} is {_structure(state)}, "
+                f"expected {_structure(template)}" + (" (with N=1)" if given.unbatched else "")
+            )
+        return state
+
+    def _join_state(self, finals: list[State], given: _Input) -> State:
+        if given.unbatched:
+            finals = [_map(lambda s: s.reshape(s.shape[1:]), s) for s in finals]
+        return finals[0] if len(finals) == 1 else tuple(finals)
+
+    def _join(self, outputs: list[Any], given: _Input) -> Any:
+        """Return the outputs as they are wanted: stacked, or a list of sequences."""
+        if given.lengths is not None:
+            out = stack(outputs)
+            return [out[: int(n), k] for k, n in enumerate(given.lengths)]
+        if given.unbatched:
+            return stack([y.reshape(y.shape[1:]) for y in outputs])
+        return stack(outputs, axis=1 if self.batch_first else 0)
+
+
+def _check_cells(who: str, pairs: list[tuple[Any, ...]]) -> None:
+    """Raise where cells do not make a stack."""
+    if not pairs:
+        raise ValueError(f"{who}: a list of cells, one for each layer, must not be empty")
+    for k, pair in enumerate(pairs):
+        if len(pair) != len(pairs[0]) or len(pair) not in (1, 2):
+            raise ValueError(
+                f"{who}: layer {k} has {len(pair)} directions, layer 0 {len(pairs[0])}"
+            )
+        for cell in pair:
+            if not isinstance(cell, Cell):
+                raise TypeError(f"{who}: layer {k} holds {type(cell).__name__}, which is no Cell")
+    for k, (below, pair) in enumerate(zip(pairs, pairs[1:], strict=False)):
+        width = sum([cell.hidden_size for cell in below])
+        for cell in pair:
+            if cell.input_size != width:
+                raise ShapeError(
+                    f"{who}: layer {k} gives {width} features, "
+                    f"but a cell of layer {k + 1} takes input_size={cell.input_size}"
+                )
+
+
+def _choose(inside: Array, new: Tensor, old: Any) -> Tensor:
+    """Return `new` for the sequences that are inside, `old` for the others."""
+    return ops.where(inside.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+
+def _keep_past_end(inside: Array, new: State, old: State) -> State:
+    if isinstance(new, tuple):
+        return tuple([_keep_past_end(inside, a, b) for a, b in zip(new, old, strict=True)])
+    return _choose(inside, new, old)
+
+
+def _map(f: Any, state: Any) -> Any:
+    if isinstance(state, tuple | list):
+        return tuple([_map(f, s) for s in state])
+    return f(state)
+
+
+def _to_tensor(dtype: np.dtype[Any]) -> Any:
+    def convert(s: Any) -> Tensor:
+        if isinstance(s, Tensor):
+            return s
+        a = np.asarray(s)
+        return Tensor(a if a.dtype.kind == "c" else a.astype(dtype))
+
+    return convert
+
+
+def _structure(state: Any) -> str:
+    """Return a state's structure and shapes as text: ``((3, 4), (3, 4))``."""
+    if isinstance(state, tuple | list):
+        return "(" + ", ".join([_structure(s) for s in state]) + ")"
+    return str(np.shape(state))
+
+
+def _name_initial(old: State, new: State) -> None:
+    """Call an initial state after what the first step calls its successor: h0 for h."""
+    if isinstance(old, tuple):
+        for a, b in zip(old, new, strict=True):
+            _name_initial(a, b)
+    elif old.name is None and new.name is not None:
+        old.name = f"{new.name}0"
+
+
+def _stack_marks(name: str, marked: list[dict[str, Any]], valid: Array | None) -> Tensor:
+    """Stack one marked value over time, zero past the end of each sequence."""
+    some = next(marks[name] for marks in marked if name in marks)
+    blank = Tensor(np.zeros_like(some.data))
+    values = [marks.get(name, blank) for marks in marked]
+    if valid is not None:
+        values = [
+            v if inside.all() or len(inside) != (v.shape or (0,))[0] else _choose(inside, v, 0.0)
+            for v, inside in zip(values, valid, strict=True)
+        ]
+    stacked: Tensor = stack(values)
+    return stacked
+
+
+class _Stacked(Recurrent):
+    """The common part of RNN, LSTM and GRU: layers of one size, states stacked as in PyTorch."""
+
+    _state_axes = 3
+
+    def __init__(
+        self,
+        cell: Callable[..., Cell],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        rng: Any,
+        **settings: Any,
+    ) -> None:
+        if num_layers < 1:
+            raise ValueError(f"{type(self).__name__}: num_layers={num_layers} must be 1 or more")
+        rng = np.random.default_rng(rng)
+        directions = 2 if bidirectional else 1
+        sizes = [input_size] + [hidden_size * directions] * (num_layers - 1)
+        layers = [
+            tuple([cell(D, hidden_size, rng=rng, **settings) for _ in range(directions)])
+            for D in sizes
+        ]
+        super().__init__(layers, batch_first=batch_first, dropout=dropout, rng=rng)  # type: ignore[arg-type]
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.bidirectional = bidirectional
+
+    def _split_state(self, state: State, given: _Input) -> list[State]:
+        if state is None:
+            return super()._split_state(None, given)
+        cells = list(self.cells())
+        template = cells[0][2].initial_state(given.batch)
+        N = () if given.unbatched else (given.batch,)
+        shape = (len(cells), *N, self.hidden_size)
+        expected = f"({shape}, {shape})" if isinstance(template, tuple) else str(shape)
+        if _structure(state) != expected:
+            raise StateError(
+                f"{type(self).__name__}: the state is {_structure(state)}, expected {expected}, "
+                f"that is (layers * directions{'' if given.unbatched else ', N'}, H)"
+            )
+        state = _map(_to_tensor(cells[0][2].dtype), state)
+        parts = [_map(lambda s, k=k: s[k], state) for k in range(len(cells))]
+        return super()._split_state(parts[0] if len(parts) == 1 else tuple(parts), given)
+
+    def _join_state(self, finals: list[State], given: _Input) -> State:
+        joined = super()._join_state(finals, given)
+        parts = [joined] if len(finals) == 1 else joined
+        if isinstance(parts[0], tuple):
+            return tuple([stack(component) for component in zip(*parts, strict=True)])
+        return stack(parts)
+
+
+class RNN(_Stacked):
+    """Plain recurrent layer, h(t) = phi(x(t) W_x + b + h(t-1) W_h): equations (2), (6), (7).
+
+    The arguments and their order are PyTorch's.  ``layer(x, state=None, *, lengths=None,
+    steps=None, trace=False)`` as ``Recurrent``; states are (layers * directions, N, H).
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        D and H.
+    num_layers : int
+    bias, batch_first : bool
+    dropout : float
+        Between layers.
+    bidirectional : bool
+    activation : {"tanh", "relu", "identity"} or callable
+    dtype : dtype
+    rng : int or numpy.random.Generator, optional
+
+    Examples
+    --------
+    >>> out, h = RNN(3, 4, rng=0)(np.ones((5, 2, 3)))
+    >>> out.shape, h.shape
+    ((5, 2, 4), (1, 2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        activation: Any = "tanh",
+        dtype: npt.DTypeLike = np.float32,
+        rng: Any = None,
+    ) -> None:
+        super().__init__(
+            RNNCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
+            bias=bias, activation=activation, dtype=dtype,
+        )  # fmt: skip
+
+
+class LSTM(_Stacked):
+    """Long short-term memory, equations (L1) to (L6) as in ``LSTMCell``; arguments as of ``RNN``.
+
+    The state is (h, c), each (layers * directions, N, H).
+
+    Examples
+    --------
+    >>> layer = LSTM(3, 4, num_layers=2, bidirectional=True, rng=0)
+    >>> out, (h, c), trace = layer(np.ones((5, 2, 3)), lengths=[5, 3], trace=True)
+    >>> out.shape, h.shape, trace["L1.rev.f"].shape
+    ((5, 2, 8), (4, 2, 4), (5, 2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Any = None,
+    ) -> None:
+        super().__init__(
+            LSTMCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
+            bias=bias, dtype=dtype,
+        )  # fmt: skip
+
+
+class GRU(_Stacked):
+    """Gated recurrent unit, equations as in ``GRUCell``; arguments as of ``RNN``.
+
+    Examples
+    --------
+    >>> out, h = GRU(3, 4, reset_after=False, rng=0)(np.ones((5, 3)))
+    >>> out.shape, h.shape
+    ((5, 4), (1, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Any = None,
+    ) -> None:
+        super().__init__(
+            GRUCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
+            bias=bias, reset_after=reset_after, dtype=dtype,
+        )  # fmt: skip
