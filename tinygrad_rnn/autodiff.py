@@ -13,7 +13,7 @@ import numpy as np
 from . import graph
 from .errors import GraphError, ShapeError
 from .inspection import describe
-from .op import Array, Op, Use
+from .op import Array, Rule, Use
 from .ops import unbroadcast
 
 Watch = Callable[[Any, Any], None]  # called with a node and the gradient that arrived at it
@@ -34,11 +34,11 @@ def sweep(
     order : sequence of nodes
         In topological order; those outside `path` receive nothing.
     path : set of int
-        The ids of the nodes that lie on a way from an output to a wanted node.
+        The ``order`` of the nodes that lie on a way from an output to a wanted node.
     seeds : iterable of (node, gradient)
         Where the sweep starts.
     keep : set of int
-        The ids of the wanted nodes.
+        The ``order`` of the wanted nodes.
     create_graph : bool
         Run the rules on nodes instead of arrays, so that they are recorded.
     watch : callable, optional
@@ -47,7 +47,7 @@ def sweep(
     Returns
     -------
     dict of int to gradient
-        By id; arrays that share memory with nothing else.
+        By ``order``; arrays that share memory with nothing else.
 
     Notes
     -----
@@ -57,44 +57,41 @@ def sweep(
     """
     sums: dict[int, Any] = {}
     own: set[int] = set()
-    waiting: dict[int, dict[tuple[Op, int], list[Use]]] = {}
+    waiting: dict[int, dict[Rule, list[Use]]] = {}
     found: dict[int, Any] = {}
 
-    def arrive(k: int, shape: tuple[int, ...], g: Any) -> None:
-        """Add `g` to what node `k` has received."""
+    def arrive(x: Any, gx: Any) -> None:
+        """Add to what node `x` has received."""
+        k = x.order
         before = sums.get(k)
         if before is None:
-            sums[k] = g
+            sums[k] = gx
             return
-        if before.shape != g.shape:
-            before, g = unbroadcast(before, shape), unbroadcast(g, shape)
-            own.discard(k)
-        if k in own:
-            before += g
+        if before.shape != gx.shape:
+            before, gx = unbroadcast(before, x.data.shape), unbroadcast(gx, x.data.shape)
+        elif k in own:
+            before += gx
             return
-        sums[k] = before = before + g
-        if type(before) is np.ndarray:  # neither a node nor the scalar NumPy makes of 0-d sums
+        sums[k] = after = before + gx
+        if type(after) is np.ndarray:  # neither a node nor the scalar NumPy makes of 0-d sums
             own.add(k)
 
     for t, g in seeds:
-        if id(t) in path:
-            arrive(id(t), t.shape, g)
+        if t.order in path:
+            arrive(t, g)
     for t in reversed(order):
-        k = id(t)
-        if k not in path:
-            continue
+        k = t.order
         if k in waiting:
-            for (op, i), uses in waiting.pop(k).items():
-                fresh = k not in sums
-                arrive(k, t.data.shape, op.collectors[i](t if create_graph else t.data, uses))
-                if fresh and not create_graph:  # a collector returns an array of its own
+            for collector, uses in waiting.pop(k).items():
+                first = k not in sums
+                arrive(t, collector(t if create_graph else t.data, uses))
+                if first and not create_graph:  # a collector returns an array of its own
                     own.add(k)
         g = sums.pop(k, None)
         if g is None:
             continue
-        shape = t.data.shape
-        if g.shape != shape:
-            g = unbroadcast(g, shape)
+        if g.shape != t.data.shape:
+            g = unbroadcast(g, t.data.shape)
             own.add(k)
         if watch is not None:
             watch(t, g)
@@ -105,24 +102,26 @@ def sweep(
             continue
         xs, attrs = t.inputs, t.attrs
         if create_graph:
-            y, ins = t, xs
+            y, values = t, xs
         else:
-            y, ins = t.data, [x.data for x in xs]
-        if op.rule_all is not None and not op.collectors:
-            for x, gx in zip(xs, op.rule_all(g, y, *ins, **attrs), strict=True):
-                if gx is not None and id(x) in path:
-                    arrive(id(x), x.data.shape, gx)
+            y, values = t.data, [x.data for x in xs]
+        if op.rule_all is not None:
+            for x, gx in zip(xs, op.rule_all(g, y, *values, **attrs), strict=True):
+                if x.order in path and gx is not None:
+                    arrive(x, gx)
             continue
         for i, x in enumerate(xs):
-            k = id(x)
+            k = x.order
             if k not in path:
                 continue
-            if i in op.collectors:
-                waiting.setdefault(k, {}).setdefault((op, i), []).append(Use(g, ins, attrs))
+            collector = op.collectors[i]
+            if collector is not None:
+                uses = waiting.setdefault(k, {}).setdefault(collector, [])
+                uses.append((g, values, attrs))
                 continue
             rule = op.rules[i]
             if rule is not None:
-                arrive(k, x.data.shape, rule(g, y, *ins, **attrs))
+                arrive(x, rule(g, y, *values, **attrs) if attrs else rule(g, y, *values))
     return found
 
 
@@ -136,9 +135,9 @@ def gradients(
     """Return the gradient of the seeded outputs at each node of `wrt`, None where none arrives."""
     order = graph.nodes(outputs)
     path = graph.reach(order, wrt)
-    keep = {id(t) for t in wrt}
+    keep = {t.order for t in wrt}
     found = sweep(order, path, zip(outputs, seeds, strict=True), keep, create_graph, watch)
-    return [found.get(id(t)) for t in wrt]
+    return [found.get(t.order) for t in wrt]
 
 
 def seed(y: Any, gradient: Any) -> Array:

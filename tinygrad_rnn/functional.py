@@ -141,7 +141,8 @@ def dropout(x: Any, p: float = 0.5, *, training: bool = True, rng: Any = None) -
         raise ValueError(f"dropout: p={p} is not in [0, 1]")
     if not training or p == 0:
         return x
-    return x * dropout_mask(x.shape, p, x.dtype, np.random.default_rng(rng))
+    dtype = x.dtype if x.dtype.kind in "fc" else np.float64
+    return x * dropout_mask(x.shape, p, dtype, np.random.default_rng(rng))
 
 
 def dropout_mask(
@@ -230,7 +231,7 @@ def mse_loss(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
         raise ShapeError(
             f"mse_loss: prediction {np.shape(prediction)} and target {np.shape(target)} differ in shape"
         )
-    d = prediction - target
+    d = prediction - _target(target, prediction.dtype)
     return _reduced(d * d, np.size(prediction), reduction, "mse_loss")
 
 
@@ -280,14 +281,17 @@ def cross_entropy(
     >>> float(cross_entropy(np.log([[0.25, 0.75]]), [1]).round(6))
     0.287682
     """
-    if np.ndim(logits) == 0:
+    logits = logits if isinstance(logits, Tensor) else np.asarray(logits)
+    if logits.ndim == 0:
         raise ShapeError("cross_entropy: logits need an axis of classes")
     V = logits.shape[-1]
     _warn_of_probabilities(logits.data if isinstance(logits, Tensor) else logits)
     log_y = log_softmax(logits, axis=-1)
-    targets = targets if isinstance(targets, Tensor) else np.asarray(targets)
+    targets = _target(targets, logits.dtype)
     counts = np.ones(logits.shape[:-1], bool) if mask is None else np.asarray(mask, bool)
-    if targets.shape == logits.shape and targets.dtype.kind in "fc":
+    if counts.shape != logits.shape[:-1]:
+        raise ShapeError(f"cross_entropy: mask {counts.shape} does not fit logits {logits.shape}")
+    if targets.shape == logits.shape:
         if ignore_index is not None:
             raise ShapeError(
                 "cross_entropy: ignore_index goes with class numbers, not distributions"
@@ -307,11 +311,17 @@ def cross_entropy(
             f"cross_entropy: targets {targets.shape} do not fit logits {logits.shape}: expected class "
             f"numbers {logits.shape[:-1]}, or distributions {logits.shape}"
         )
-    if counts.shape != logits.shape[:-1]:
-        raise ShapeError(f"cross_entropy: mask {counts.shape} does not fit logits {logits.shape}")
     if not counts.all():
         losses = ops.where(counts, losses, 0.0)
     return _reduced(losses, int(counts.sum()), reduction, "cross_entropy")
+
+
+def _target(target: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a plain real target in the floating type of what it is compared with."""
+    if isinstance(target, Tensor):
+        return target
+    a = np.asarray(target)
+    return a.astype(dtype) if a.dtype.kind == dtype.kind == "f" else a
 
 
 def _reduced(losses: Any, count: int, reduction: str, what: str) -> Any:

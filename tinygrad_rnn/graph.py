@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from operator import attrgetter
+from collections.abc import Iterable
 from typing import Any
-
-_order = attrgetter("order")
 
 
 def nodes(outputs: Iterable[Any], requiring: bool = False) -> list[Any]:
@@ -15,32 +12,34 @@ def nodes(outputs: Iterable[Any], requiring: bool = False) -> list[Any]:
     That order is a topological one: an op runs when its inputs exist.  With `requiring`, only
     nodes that require a gradient are visited.
     """
-    seen = {id(t): t for t in outputs}
+    seen = {t.order: t for t in outputs}
     stack = list(seen.values())
     while stack:
         for x in stack.pop().inputs:
-            if id(x) not in seen and (x.requires_grad or not requiring):
-                seen[id(x)] = x
+            if x.order not in seen and (x.requires_grad or not requiring):
+                seen[x.order] = x
                 stack.append(x)
-    return sorted(seen.values(), key=_order)
+    return [seen[k] for k in sorted(seen)]
 
 
-def reach(order: Iterable[Any], roots: Collection[Any]) -> set[int]:
-    """Return the ids of `roots` and of the nodes in `order` through which they get a gradient.
+def reach(order: Iterable[Any], roots: Iterable[Any]) -> set[int]:
+    """Return the ``order`` of `roots` and of the nodes through which they get a gradient.
 
-    `order` is a topological order; an input that its op has no rule for passes nothing on.
+    The nodes come in topological order; an input that its op has no rule for passes nothing on.
     """
-    reached = {id(t) for t in roots}
+    reached = {t.order for t in roots}
     for t in order:
-        if t.op is not None and any(
-            id(x) in reached and t.op.differentiates(k) for k, x in enumerate(t.inputs)
-        ):
-            reached.add(id(t))
+        if t.op is not None and t.op.differentiable:
+            rules = t.op.rules or t.inputs
+            for x, rule in zip(t.inputs, rules, strict=False):
+                if rule is not None and x.order in reached:
+                    reached.add(t.order)
+                    break
     return reached
 
 
 def identify(order: Iterable[Any]) -> dict[int, str]:
-    """Return a text id for each node, by ``id()``: ``encoder#2.L0.fwd.T3.f``.
+    """Return a text id for each node, by its ``order``: ``encoder#2.L0.fwd.T3.f``.
 
     A node is called by its place and its name, or its op where it has none; what would be
     called alike is numbered.  Two runs of one program give the same ids.
@@ -55,5 +54,5 @@ def identify(order: Iterable[Any]) -> dict[int, str]:
             number = numbers.setdefault(id(t.place.call), len(numbers) + 1)
             name = t.place.id(number, name)
         count = used[name] = used.get(name, 0) + 1
-        ids[id(t)] = name if count == 1 else f"{name}_{count}"
+        ids[t.order] = name if count == 1 else f"{name}_{count}"
     return ids

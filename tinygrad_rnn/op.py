@@ -7,7 +7,7 @@ Calling an op asks its operands whether one of them wants to record, as NumPy as
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,7 @@ Array = npt.NDArray[Any]
 Rule = Callable[..., Any]
 
 
-class Use(NamedTuple):
-    """One use of an array by an op that collects: what came back, and what the op saw."""
-
-    gradient: Any
-    inputs: Sequence[Any]
-    attrs: dict[str, Any]
+Use = tuple[Any, Sequence[Any], dict[str, Any]]  # of an array: gradient, inputs, attributes
 
 
 class Recording(Protocol):
@@ -53,8 +48,11 @@ class Op:
         un-broadcasting; None where none flows.  Empty: the op has no gradient.
     rule_all : callable or None
         In the place of `rules` for any number of inputs: returns the gradients of all.
-    collectors : dict of int to callable
-        ``collectors[k](x, uses)``: the summed gradient of all `uses` of ``x`` as input k.
+    differentiable : bool
+        Whether a rule was declared.
+    collectors : tuple of callable or None
+        ``collectors[k](x, uses)``: the summed gradient of all `uses` of ``x`` as input k, in an
+        array of its own.
     selects : slice
         Which inputs are indices or masks: these keep their integer or boolean type.
     doc : str or None
@@ -66,7 +64,7 @@ class Op:
     """
 
     __slots__ = (
-        "collectors", "complex_safe", "doc", "formula", "forward", "linear", "name",
+        "collectors", "complex_safe", "differentiable", "doc", "formula", "forward", "linear", "name",
         "rule_all", "rules", "selects", "signature",
     )  # fmt: skip
 
@@ -85,30 +83,29 @@ class Op:
         self.name, self.doc = name or forward.__name__, doc or forward.__doc__
         self.forward, self.signature, self.formula = forward, signature, formula
         self.selects, self.linear, self.complex_safe = selects, linear, complex_safe
+        self.differentiable = False
         self.rules: tuple[Rule | None, ...] = ()
         self.rule_all: Rule | None = None
-        self.collectors: dict[int, Rule] = {}
+        self.collectors: tuple[Rule | None, ...] = ()
         if self.name in OPS:
             raise ValueError(f"a primitive {self.name!r} exists: {OPS[self.name].formula}")
         OPS[self.name] = self
 
     def vjp(self, *rules: Rule | None) -> None:
-        """Declare the gradient for each input: ``rule(g, y, *inputs, **attributes)``."""
-        self.rules = rules
+        """Declare the gradient for each input: ``rule(g, y, *inputs, **attributes)``.
+
+        Inputs beyond the rules, such as the arrays of an index, have no gradient.
+        """
+        self.rules, self.collectors, self.differentiable = rules, (None,) * len(rules), True
 
     def vjp_all(self, rule: Rule) -> None:
         """Declare one rule that returns the gradients of all inputs, however many."""
-        self.rule_all = rule
-
-    def differentiates(self, k: int) -> bool:
-        """Whether a gradient flows to input `k`."""
-        if self.rules:
-            return self.rules[k] is not None
-        return self.rule_all is not None
+        self.rule_all, self.differentiable = rule, True
 
     def collect(self, k: int, collector: Rule) -> None:
         """Let the gradients of all uses of one array as input `k` wait and become one call."""
-        self.collectors[k] = collector
+        before = self.collectors
+        self.collectors = (*before[:k], collector, *before[k + 1 :])
 
     @overload
     def __call__(self, x: R, *more: Any, **attrs: Any) -> R: ...

@@ -9,6 +9,8 @@ gradient before un-broadcasting and never writes in place.
 from __future__ import annotations
 
 import math
+import contextvars
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -58,20 +60,33 @@ sqrt = primitive(_UNARY, "sqrt(x)", doc="Square root of each element.")(np.sqrt)
 sqrt.vjp(lambda g, y, x: g * 0.5 / y)
 
 tanh = primitive(_UNARY, "tanh(x)", doc="Hyperbolic tangent of each element.")(np.tanh)
-tanh.vjp(lambda g, y, x: g * (1 - y * y))
+tanh.vjp(lambda g, y, x: g - g * (y * y))
+
+
+class _Quiet(threading.local):
+    """A context of each thread in which overflow to infinity is no warning."""
+
+    def __init__(self) -> None:
+        context = contextvars.copy_context()
+        context.run(np.seterr, over="ignore")
+        self.run = context.run
+
+
+_quiet = _Quiet()
+_ONE = {t: np.array(1, t) for t in "efdg"}  # a 0-d array is a constant at half a float's cost
 
 
 @primitive(_UNARY, "1 / (1 + exp(-x))")
 def sigmoid(x: Array) -> Array:
     """Logistic function of each element: 0 and 1 to the bit where it saturates."""
-    if x.dtype.kind == "c":  # exp overflows to nan + nan j there
+    if x.dtype.kind != "f":  # a complex exp overflows to nan + nan j
         return np.asarray(0.5 * np.tanh(0.5 * x) + 0.5)
-    with np.errstate(over="ignore"):  # exp(800) is infinite, and 1 / (1 + inf) is right
-        y = np.exp(-x)
-    return np.asarray(np.reciprocal(y + 1))
+    y = np.asarray(_quiet.run(np.exp, -x))  # infinite for x = -800, and 1 / (1 + inf) is right
+    np.add(y, _ONE[x.dtype.char], y)
+    return np.asarray(np.reciprocal(y, y))
 
 
-sigmoid.vjp(lambda g, y, x: g * (y * (1 - y)))
+sigmoid.vjp(lambda g, y, x: g * (y - y * y))
 
 pow = primitive(_BINARY, "x ^ y", name="pow", doc="x to the power of y, element by element.")(
     np.power
@@ -156,12 +171,18 @@ def _matmul_y(g: Any, z: Any, x: Any, y: Any) -> Any:
 def _matmul_uses(y: Any, uses: Sequence[Use]) -> Any:
     """Every use of one weight in one product: sum of x_t' g_t = [x_1; x_2; ...]' [g_1; g_2; ...]."""
     if y.ndim != 2:
-        return total([unbroadcast(_matmul_y(u.gradient, None, *u.inputs), y.shape) for u in uses])
-    n, p = y.shape
-    rows = [math.prod(u.inputs[0].shape[:-1]) for u in uses]  # -1 is ambiguous where n or p is 0
-    x = [u.inputs[0].reshape((r, n)) for r, u in zip(rows, uses, strict=True)]
-    g = [u.gradient.reshape((r, p)) for r, u in zip(rows, uses, strict=True)]
+        return total([unbroadcast(_matmul_y(g, None, *inputs), y.shape) for g, inputs, _ in uses])
+    x = [_rows(inputs[0]) for _, inputs, _ in uses]
+    g = [_rows(g) for g, _, _ in uses]
     return (concat(*x).T @ concat(*g)) if len(uses) > 1 else x[0].T @ g[0]
+
+
+def _rows(x: Any) -> Any:
+    """Return `x` with all its axes but the last as one."""
+    if x.ndim == 2:
+        return x
+    rows = math.prod(x.shape[:-1])  # -1 would be ambiguous where an axis is empty
+    return x.reshape((rows, x.shape[-1]))
 
 
 matmul.vjp(_matmul_x, _matmul_y)
@@ -284,9 +305,9 @@ def _holds_array(index: Index) -> bool:
 
 def _getitem_uses(x: Any, uses: Sequence[Use]) -> Any:
     return scatter(
-        *[u.gradient for u in uses],
-        *[a for u in uses for a in u.inputs[1:]],
-        index=tuple([u.attrs["index"] for u in uses]),
+        *[g for g, _, _ in uses],
+        *[a for _, inputs, _ in uses for a in inputs[1:]],
+        index=tuple([attrs["index"] for _, _, attrs in uses]),
         shape=x.shape,
     )
 
@@ -302,12 +323,7 @@ def _scatter_all(g: Any, y: Any, *parts: Any, index: Any, shape: Any) -> list[An
     return back + [None] * (len(parts) - len(index))
 
 
-getitem.vjp_all(
-    lambda g, y, x, *arrays, index: [
-        scatter(g, *arrays, index=(index,), shape=x.shape),
-        *[None] * len(arrays),
-    ]
-)
+getitem.vjp(lambda g, y, x, *arrays, index: scatter(g, *arrays, index=(index,), shape=x.shape))
 getitem.collect(0, _getitem_uses)
 scatter.selects = slice(0, None)  # its arrays of integers stay what they are; parts agree anyway
 scatter.vjp_all(_scatter_all)
@@ -322,8 +338,8 @@ def take(x: Array, i: Array) -> Array:
 def _take_uses(x: Any, uses: Sequence[Use]) -> Any:
     """All look-ups in one table add into one array of zeros."""
     return scatter(
-        *[u.gradient for u in uses],
-        *[u.inputs[1] for u in uses],
+        *[g for g, _, _ in uses],
+        *[i for _, (_, i), _ in uses],
         index=((ARRAY,),) * len(uses),
         shape=x.shape,
     )
@@ -359,18 +375,16 @@ def _part_index(axis: int, start: int, stop: int) -> Index:
 
 def _part_uses(x: Any, uses: Sequence[Use]) -> Any:
     """The parts of one array meet: side by side where they tile it, else added into zeros."""
-    in_order = sorted(uses, key=lambda u: u.attrs["start"])
-    at = 0
-    for u in in_order:
-        if u.attrs["start"] != at or u.attrs["axis"] != in_order[0].attrs["axis"]:
+    axis, at = uses[0][2]["axis"], 0
+    for _, _, attrs in reversed(uses):  # the sweep meets the newest first
+        if attrs["axis"] != axis or attrs["start"] != at:
             break
-        at = u.attrs["stop"]
+        at = attrs["stop"]
     else:
-        axis = in_order[0].attrs["axis"]
         if at == x.shape[axis]:
-            return concat(*[u.gradient for u in in_order], axis=axis)
-    index = tuple([_part_index(**u.attrs) for u in uses])
-    return scatter(*[u.gradient for u in uses], index=index, shape=x.shape)
+            return concat(*[g for g, _, _ in reversed(uses)], axis=axis)
+    index = tuple([_part_index(**attrs) for _, _, attrs in uses])
+    return scatter(*[g for g, _, _ in uses], index=index, shape=x.shape)
 
 
 def _concat_all(g: Any, y: Any, *parts: Any, axis: int = 0) -> list[Any]:

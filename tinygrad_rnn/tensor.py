@@ -120,29 +120,15 @@ class Tensor:
     def __record__(self, op: Op, x: Any, more: tuple[Any, ...], attrs: dict[str, Any]) -> Tensor:
         """Apply `op`, whose operands include this Tensor: the general path of ``Op.__call__``."""
         if not more:
-            return _apply(op, (self,), attrs)
-        inputs = (x, *more)
-        chosen = range(*op.selects.indices(len(inputs)))
-        like = next(
-            (t for t in inputs if isinstance(t, Tensor) and t.data.dtype.kind in "fc"), self
-        )
-        return _apply(
-            op,
-            _agree(
-                op,
-                tuple(
-                    [
-                        t
-                        if isinstance(t, Tensor)
-                        else Tensor(t)
-                        if k in chosen
-                        else constant(t, like)
-                        for k, t in enumerate(inputs)
-                    ]
-                ),
-            ),
-            attrs,
-        )
+            return _apply(op, self, attrs)
+        given = (x, *more)
+        chosen = range(*op.selects.indices(len(given)))
+        like = next((t for t in given if isinstance(t, Tensor) and t.data.dtype.kind in "fc"), self)
+        inputs = [
+            t if isinstance(t, Tensor) else Tensor(t) if k in chosen else constant(t, like)
+            for k, t in enumerate(given)
+        ]
+        return _apply_all(op, _agree(op, tuple(inputs)), attrs)
 
     # --- operators record directly, without asking their operands
 
@@ -158,19 +144,19 @@ class Tensor:
     __ne__ = _left(ops.not_equal)  # type: ignore[assignment]
 
     def __neg__(self) -> Tensor:
-        return _apply(ops.neg, (self,), _nothing)
+        return _apply(ops.neg, self, _nothing)
 
     def __abs__(self) -> Tensor:
-        return _apply(ops.abs, (self,), _nothing)
+        return _apply(ops.abs, self, _nothing)
 
     __hash__ = object.__hash__
 
     def __getitem__(self, index: Any) -> Tensor:
         if type(index) is int or type(index) is slice:
-            return _apply(ops.getitem, (self,), {"index": index})
+            return _apply(ops.getitem, self, {"index": index})
         arrays: list[Tensor] = []
         parts = [_index(i, arrays) for i in (index if isinstance(index, tuple) else (index,))]
-        return _apply(ops.getitem, (self, *arrays), {"index": tuple(parts)})
+        return _apply_all(ops.getitem, (self, *arrays), {"index": tuple(parts)})
 
     def __len__(self) -> int:
         if not self.shape:
@@ -242,7 +228,7 @@ class Tensor:
     @property
     def T(self) -> Tensor:
         """The axes in reverse order."""
-        return _apply(ops.transpose, (self,), _nothing)
+        return _apply(ops.transpose, self, _nothing)
 
     @property
     def mT(self) -> Tensor:
@@ -250,11 +236,11 @@ class Tensor:
         n = self.data.ndim
         if n < 2:
             raise ShapeError(f"mT: needs two axes or more, got shape {self.shape}")
-        return _apply(ops.transpose, (self,), {"axes": (*range(n - 2), n - 1, n - 2)})
+        return _apply(ops.transpose, self, {"axes": (*range(n - 2), n - 1, n - 2)})
 
     def sum(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
         """Sum over all elements, over one axis or over several."""
-        return _apply(ops.sum, (self,), {"axis": axis, "keepdims": keepdims})
+        return _apply(ops.sum, self, {"axis": axis, "keepdims": keepdims})
 
     def mean(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
         """Mean over all elements, over one axis or over several."""
@@ -263,7 +249,7 @@ class Tensor:
 
     def max(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
         """Largest element, of all or along axes."""
-        return _apply(ops.max, (self,), {"axis": axis, "keepdims": keepdims})
+        return _apply(ops.max, self, {"axis": axis, "keepdims": keepdims})
 
     def min(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
         """Smallest element, of all or along axes."""
@@ -272,16 +258,16 @@ class Tensor:
     def reshape(self, *shape: Any) -> Tensor:
         """Give the same elements another shape, as numbers or one tuple; -1 stands for the rest."""
         to = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        return _apply(ops.reshape, (self,), {"shape": tuple(to)})
+        return _apply(ops.reshape, self, {"shape": tuple(to)})
 
     def transpose(self, *axes: Any) -> Tensor:
         """Permute the axes, given as numbers or one tuple; without them reverse all."""
         to = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
-        return _apply(ops.transpose, (self,), {"axes": tuple(to)} if to else _nothing)
+        return _apply(ops.transpose, self, {"axes": tuple(to)} if to else _nothing)
 
     def astype(self, dtype: npt.DTypeLike) -> Tensor:
         """Convert to another number type; its gradient is converted back."""
-        y = _apply(ops.astype, (self,), {"dtype": np.dtype(dtype)})
+        y = _apply(ops.astype, self, {"dtype": np.dtype(dtype)})
         y.requires_grad = y.requires_grad and y.data.dtype.kind in "fc"
         return y
 
@@ -355,13 +341,13 @@ class Tensor:
         order = graph.nodes((self,), requiring=True)
         keep = [t for t in order if t.op is None or t.retains_grad]
         found = autodiff.sweep(
-            order, {id(t) for t in order}, [(self, seed)], {id(t) for t in keep}, False, watch()
+            order, {t.order for t in order}, [(self, seed)], {t.order for t in keep}, False, watch()
         )
         for t in keep:
-            g = found.get(id(t))
+            g = found.get(t.order)
             if g is not None:
                 g = autodiff.of_dtype(g, t.data.dtype)
-                t._grad = g if t._grad is None else t._grad + g
+                t._grad = g if t._grad is None else np.asarray(t._grad + g)  # 0-d sums are scalars
         thaw(thread.scope.frozen)
 
 
@@ -393,10 +379,10 @@ def _node(
     t._grad = t.name = None
     t.retains_grad = False
     t.place = here.place
-    mode = here.mode
-    if mode and (needs or mode == ALWAYS):
-        t.op, t.inputs, t.attrs = op, inputs, attrs
-        t.requires_grad = needs and (op.rules != () or op.rule_all is not None)
+    if needs and here.mode:
+        t.op, t.inputs, t.attrs, t.requires_grad = op, inputs, attrs, op.differentiable
+    elif here.mode == ALWAYS:
+        t.op, t.inputs, t.attrs, t.requires_grad = op, inputs, attrs, False
     else:
         t.op, t.inputs, t.attrs, t.requires_grad = None, (), _nothing, False
     if here.frozen is not None:
@@ -404,7 +390,17 @@ def _node(
     return t
 
 
-def _apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Tensor:
+def _apply(op: Op, x: Tensor, attrs: dict[str, Any]) -> Tensor:
+    """Return the node of an op of one input."""
+    try:
+        data = op.forward(x.data, **attrs) if attrs else op.forward(x.data)
+    except (ValueError, IndexError) as error:
+        raise explain(op, (x,), attrs, error) from None
+    return _node(op, (x,), attrs, data, x.requires_grad)
+
+
+def _apply_all(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Tensor:
+    """Return the node of an op of any number of inputs."""
     try:
         data = op.forward(*[x.data for x in inputs], **attrs)
     except (ValueError, IndexError) as error:

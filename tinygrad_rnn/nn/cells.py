@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ShapeError, StateError
 from ..functional import relu, split
 from ..module import Module
 from ..op import Array
@@ -66,12 +67,25 @@ class Cell(Module):
 
     def forward(self, x: Any, state: State = None) -> tuple[Tensor, State]:
         """Run one step by itself; without a state from the initial one."""
-        if x is not None and not isinstance(x, Tensor):
-            a = np.asarray(x)
-            x = Tensor(a if a.dtype.kind == "c" else a.astype(self.dtype))
-        if state is None:
-            state = self.initial_state(1 if x is None else x.shape[0])
-        return self.step(x, as_tensors(state))
+        if x is not None:
+            x = as_tensors(x, self.dtype)
+            if x.ndim != 2 or x.shape[1] != self.input_size:
+                raise ShapeError(
+                    f"{self.path or type(self).__name__}: x has shape {x.shape}, "
+                    f"expected (N, {self.input_size})"
+                )
+        elif self.input_size:
+            raise ShapeError(
+                f"{self.path or type(self).__name__}: x (N, {self.input_size}) is missing"
+            )
+        template = self.initial_state(1 if x is None else x.shape[0])
+        state = as_tensors(template if state is None else state, self.dtype)
+        if x is not None and structure(state) != structure(template):
+            raise StateError(
+                f"{self.path or type(self).__name__}: the state is {structure(state)}, "
+                f"expected {structure(template)}"
+            )
+        return self.step(x, state)
 
     def add_weights(self, gates: int = 1, *, bias: bool = True, rng: Any = None) -> None:
         """Define ``W_x (D, gates * H)``, ``W_h (H, gates * H)`` and ``b (gates * H,)``.
@@ -109,11 +123,21 @@ class Cell(Module):
         return {"W_x": f"D * {width}", "W_h": f"H * {width}", "b": width}
 
 
-def as_tensors(state: Any) -> State:
-    """Return a state with its arrays as Tensors."""
+def as_tensors(state: Any, dtype: npt.DTypeLike = None) -> State:
+    """Return a state with its arrays as Tensors, real ones in `dtype` where it is given."""
     if isinstance(state, tuple):
-        return tuple([as_tensors(s) for s in state])
-    return state if isinstance(state, Tensor) else Tensor(state)
+        return tuple([as_tensors(s, dtype) for s in state])
+    if isinstance(state, Tensor):
+        return state
+    a = np.asarray(state)
+    return Tensor(a if dtype is None or a.dtype.kind == "c" else a.astype(dtype))
+
+
+def structure(state: Any) -> str:
+    """Return a state's structure and shapes as text: ``((3, 4), (3, 4))``."""
+    if isinstance(state, tuple):
+        return "(" + ", ".join([structure(s) for s in state]) + ")"
+    return str(np.shape(state))
 
 
 def _same(x: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from .. import ops
 from ..errors import DtypeError, ShapeError, StateError
 from ..functional import dropout_mask, stack
+from ..inspection import where
 from ..module import Module
 from ..op import Array
-from ..scope import Call, Place, scope
+from ..scope import Call, Place, at, scope
 from ..tensor import Tensor
-from .cells import Cell, GRUCell, LSTMCell, RNNCell, State, as_tensors
+from .cells import Cell, GRUCell, LSTMCell, RNNCell, State, as_tensors, structure
 
 DIRECTIONS = ("fwd", "rev")
 Trace = dict[str, Tensor]
@@ -127,6 +128,7 @@ class Recurrent(Module):
         StateError
             For a state of the wrong structure.
         """
+        state = _nest(state)
         given = self._read(x, state, lengths, steps)
         here = scope()
         call = here.place.call if here.place and here.place.step is None else Call(self.path)
@@ -184,14 +186,17 @@ class Recurrent(Module):
                 continue
             if traced is not None:
                 here.marks = marked[t] = {}
-            y, new = cell.step(inputs[t], state)
+            result = cell.step(inputs[t], state)
+            if first:
+                _check_step(cell, result, state)
+            y, new = result
             if first:
                 _name_initial(state, new)
                 first = False
             if inside is not None:
                 y, new = _choose(inside, y, 0.0), _keep_past_end(inside, new, state)
             outputs[t], state = y, new
-        here.marks = None
+        here.place, here.marks = Place(place[0]), None
         blank = next((y for y in outputs if y is not None), None)
         if blank is None:  # all sequences have length 0
             blank = Tensor(np.zeros((len(valid[0]), cell.hidden_size), cell.dtype))  # type: ignore[index]
@@ -212,7 +217,7 @@ class Recurrent(Module):
                 raise ShapeError(f"{who}: input_size is {D}, so x (T, N, {D}) is needed")
             if lengths is not None:
                 raise ShapeError(f"{who}: lengths go with x; without input pass steps=T")
-            if steps is None or steps < 1:
+            if not isinstance(steps, int | np.integer) or steps < 1:
                 raise ShapeError(f"{who}: without input pass steps=T, 1 or more; got {steps}")
             batch, unbatched = self._batch_of_state(state)
             return _Input([None] * steps, batch, None, None, unbatched)
@@ -227,10 +232,15 @@ class Recurrent(Module):
         elif isinstance(x, Tensor):
             x = x if x.dtype.kind in "fc" else x.astype(first.dtype)
         else:
-            a = np.asarray(x)
+            try:
+                a = np.asarray(x)
+            except ValueError:
+                raise ShapeError(
+                    f"{who}: x has parts of unequal length; pass sequences as a list of arrays"
+                ) from None
             if a.dtype.kind not in "biufc":
                 raise DtypeError(f"{who}: x is {a.dtype}, not numbers")
-            x = Tensor(a if a.dtype.kind == "c" else a.astype(first.dtype))
+            x = a if a.dtype.kind == "c" else a.astype(first.dtype)
         unbatched = x.ndim == 2
         if x.ndim not in (2, 3):
             raise ShapeError(f"{who}: x has shape {x.shape}; expected (T, N, {D}) or (T, {D})")
@@ -254,8 +264,19 @@ class Recurrent(Module):
             if (lengths < T).any():
                 valid = np.arange(T)[:, None] < lengths
                 x = ops.where(valid[:, :, None], x, 0.0)  # not even a NaN beyond the end matters
-        self._check_batch(state, N, T, read)
+        self._check_batch(state, unbatched, N, T, read)
+        x = self._to_steps(x)
         return _Input([x[t] for t in range(T)], N, valid, ragged, unbatched)
+
+    def _to_steps(self, x: Any) -> Tensor:
+        """Return x (T, N, D) as a Tensor; ``debug()`` names the step that is not finite."""
+        if scope().frozen is not None:
+            finite = np.isfinite(getattr(x, "data", x) if isinstance(x, Tensor) else x)
+            if not finite.all():
+                t = int(np.argmin(finite.all(axis=(1, 2))))
+                with at(Place(Call(self.path, len(x)), 0, DIRECTIONS[0], t)):
+                    Tensor(np.asarray(x[t]), name="x")
+        return x if isinstance(x, Tensor) else Tensor(x, name="x")
 
     def _pad(self, sequences: list[Any], D: int | None) -> tuple[Tensor, Array]:
         """Return ragged sequences side by side (T, N, D), and their lengths."""
@@ -292,15 +313,12 @@ class Recurrent(Module):
             raise ShapeError(f"{who}: length {a[n]} of sequence {n} is not in 0..T={T}")
         return a
 
-    def _check_batch(self, state: State, N: int, T: int, read: str) -> None:
-        """Raise where the state belongs to a batch of another size."""
-        array = state
-        while isinstance(array, tuple | list) and array:
-            array = array[0]
-        shape = np.shape(array)
-        if len(shape) >= 2 and shape[-2] != N and shape[-2] == T:
+    def _check_batch(self, state: State, unbatched: bool, N: int, T: int, read: str) -> None:
+        """Raise where the state belongs to a batch of another size, which is that of time."""
+        shape, axis = np.shape(_first(state)), self._state_axes - 2
+        if not unbatched and len(shape) > axis + 1 and shape[axis] == T != N:
             raise StateError(
-                f"{type(self).__name__}: the state has N={shape[-2]}, but {read}"
+                f"{type(self).__name__}: the state has N={T}, but {read}"
                 + self._looks_batch_first(True)
             )
 
@@ -315,11 +333,9 @@ class Recurrent(Module):
 
     def _batch_of_state(self, state: State) -> tuple[int, bool]:
         """Return N and whether a state is without a batch; N = 1 without a state."""
-        array, axes = state, self._state_axes
+        array, axes = _first(state), self._state_axes
         if array is None:
             return 1, False
-        while isinstance(array, tuple | list):
-            array = array[0]
         shape = np.shape(array)
         return (1, True) if len(shape) < axes else (shape[axes - 2], False)
 
@@ -334,12 +350,12 @@ class Recurrent(Module):
             parts: Sequence[Any] = [None] * len(cells)
         elif len(cells) == 1:
             parts = [state]
-        elif isinstance(state, tuple | list) and len(state) == len(cells):
+        elif isinstance(state, tuple) and len(state) == len(cells):
             parts = state
         else:
             raise StateError(
                 f"{type(self).__name__}: the state must be a tuple of {len(cells)} states, "
-                f"one for each layer and direction, got {_structure(state)}"
+                f"one for each layer and direction, got {structure(state)}"
             )
         return [
             self._initial(cell, part, f"L{k}.{direction}", given)
@@ -354,10 +370,10 @@ class Recurrent(Module):
             state = _map(lambda s: s.reshape((1, *s.shape)), _map(_to_tensor(cell.dtype), state))
         else:
             state = _map(_to_tensor(cell.dtype), state)
-        if _structure(state) != _structure(template):
+        if structure(state) != structure(template):
             raise StateError(
-                f"{type(self).__name__}: the state of {place} is {_structure(state)}, "
-                f"expected {_structure(template)}" + (" (with N=1)" if given.unbatched else "")
+                f"{type(self).__name__}: the state of {place} is {structure(state)}, "
+                f"expected {structure(template)}" + (" (with N=1)" if given.unbatched else "")
             )
         return state
 
@@ -398,6 +414,21 @@ def _check_cells(who: str, pairs: list[tuple[Any, ...]]) -> None:
                 )
 
 
+def _check_step(cell: Cell, result: Any, state: State) -> None:
+    """Raise where a step does not return an output and a state like the one it was given."""
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor):
+        parts = result if isinstance(result, tuple) else (result,)
+        raise StateError(
+            f"{type(cell).__name__}.step{where()}: returned "
+            f"{', '.join([type(part).__name__ for part in parts])}; expected Tensors (output, state)"
+        )
+    if structure(result[1]) != structure(state):
+        raise StateError(
+            f"{type(cell).__name__}.step{where()}: returned a state {structure(result[1])}, "
+            f"but was given {structure(state)}"
+        )
+
+
 def _choose(inside: Array, new: Tensor, old: Any) -> Tensor:
     """Return `new` for the sequences that are inside, `old` for the others."""
     return ops.where(inside.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
@@ -409,8 +440,24 @@ def _keep_past_end(inside: Array, new: State, old: State) -> State:
     return _choose(inside, new, old)
 
 
+def _first(state: Any) -> Any:
+    """Return the first array of a state; None where there is none."""
+    while isinstance(state, tuple):
+        state = state[0] if state else None
+    return state
+
+
+def _nest(state: Any) -> Any:
+    """Return a state with its lists as tuples; a list of numbers is an array."""
+    if isinstance(state, list):
+        if not any(isinstance(s, tuple | np.ndarray | Tensor) for s in state):
+            return np.asarray(state)
+        state = tuple(state)
+    return tuple([_nest(s) for s in state]) if isinstance(state, tuple) else state
+
+
 def _map(f: Any, state: Any) -> Any:
-    if isinstance(state, tuple | list):
+    if isinstance(state, tuple):
         return tuple([_map(f, s) for s in state])
     return f(state)
 
@@ -423,13 +470,6 @@ def _to_tensor(dtype: np.dtype[Any]) -> Any:
         return Tensor(a if a.dtype.kind == "c" else a.astype(dtype))
 
     return convert
-
-
-def _structure(state: Any) -> str:
-    """Return a state's structure and shapes as text: ``((3, 4), (3, 4))``."""
-    if isinstance(state, tuple | list):
-        return "(" + ", ".join([_structure(s) for s in state]) + ")"
-    return str(np.shape(state))
 
 
 def _name_initial(old: State, new: State) -> None:
@@ -493,9 +533,9 @@ class _Stacked(Recurrent):
         N = () if given.unbatched else (given.batch,)
         shape = (len(cells), *N, self.hidden_size)
         expected = f"({shape}, {shape})" if isinstance(template, tuple) else str(shape)
-        if _structure(state) != expected:
+        if structure(state) != expected:
             raise StateError(
-                f"{type(self).__name__}: the state is {_structure(state)}, expected {expected}, "
+                f"{type(self).__name__}: the state is {structure(state)}, expected {expected}, "
                 f"that is (layers * directions{'' if given.unbatched else ', N'}, H)"
             )
         state = _map(_to_tensor(cells[0][2].dtype), state)
