@@ -1,22 +1,20 @@
 """Named arrays in one file: written whole or not at all, read whole or not at all, no pickles."""
 
-import contextlib
-import errno
 import io
 import json
 import math
 import os
-import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CheckpointError, DtypeError, StateError
+from .files import replacing
 
 FORMAT = "tinygrad_rnn archive"
 VERSION = 1
@@ -74,27 +72,8 @@ def write(
         raise TypeError(f"meta must hold only what JSON can hold: {error}") from error
     members = {HEADER: np.frombuffer(text.encode(), np.uint8), **arrays}
 
-    target = Path(os.path.realpath(path))
-    draft = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        if target.exists() and not target.is_file():
-            code = errno.EISDIR if target.is_dir() else errno.EINVAL
-            raise OSError(code, "it exists and is not a regular file")
-        with draft.open("xb") as stream:
-            _write_members(stream, members)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(target)
-    except OSError as error:
-        _remove(draft)
-        old = "the old file is unchanged" if target.exists() else "no file was written"
-        reason = error.strerror or str(error)
-        raise OSError(
-            error.errno or errno.EIO, f"cannot save ({reason}); {old}", os.fspath(path)
-        ) from error
-    except BaseException:
-        _remove(draft)
-        raise
+    with replacing(path) as stream:
+        _write_members(stream, members)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -145,18 +124,13 @@ def _check(name: str, array: NDArray[Any]) -> None:
         )
 
 
-def _write_members(stream: io.BufferedWriter, members: Mapping[str, NDArray[Any]]) -> None:
+def _write_members(stream: BinaryIO, members: Mapping[str, NDArray[Any]]) -> None:
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, array in members.items():
             info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: the clock must not show in the file
             info.create_system = 3
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-
-
-def _remove(draft: Path) -> None:
-    with contextlib.suppress(OSError):
-        draft.unlink()
 
 
 def _parse(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -69,7 +69,7 @@ def sweep(
             return
         if before.shape != gx.shape:
             before, gx = unbroadcast(before, x.data.shape), unbroadcast(gx, x.data.shape)
-        elif k in own:
+        elif k in own and before.dtype is gx.dtype:  # complex does not fit into real
             before += gx
             return
         sums[k] = after = before + gx

@@ -1,182 +1,20 @@
 """Text, series and samples cut into batches that can be stopped and continued anywhere."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .errors import DtypeError, ShapeError, StateError
+from .vocabulary import IntArray, Vocabulary, as_ids, at_least
 
 Array = NDArray[Any]
-IntArray = NDArray[np.int64]
 Seed = int | Sequence[int] | np.random.Generator | None
-Text = TypeVar("Text", str, list[str])
 Batch = TypeVar("Batch")
 
-
-class Vocabulary(Generic[Text]):
-    """The distinct tokens of a text, numbered from 0 in sorted order (by code points).
-
-    Given a ``str``, the tokens are its characters and `decode` returns a ``str``; given any other
-    iterable of strings, they are the tokens and `decode` returns a list of strings.
-
-    Parameters
-    ----------
-    tokens
-        A text, or tokens; repeated ones count.
-    unknown
-        The token that stands for all others, such as ``"<unk>"``. It gets the id 0, the others
-        follow. Without it, an unknown token is an error.
-    min_count
-        Tokens that occur less often are left out.
-
-    Attributes
-    ----------
-    tokens : tuple of str
-        The tokens in the order of their ids.
-    unknown : str or None
-        As given.
-
-    Raises
-    ------
-    ValueError
-        There is no token.
-    TypeError
-        A token is not a string.
-
-    Examples
-    --------
-    >>> vocabulary = Vocabulary("hello")
-    >>> vocabulary.tokens
-    ('e', 'h', 'l', 'o')
-    >>> vocabulary.encode("hole")
-    array([1, 3, 2, 0])
-    >>> vocabulary.decode([1, 0, 2, 2, 3])
-    'hello'
-    >>> Vocabulary("to be or not to be".split(), unknown="<unk>", min_count=2).tokens
-    ('<unk>', 'be', 'to')
-    """
-
-    @overload
-    def __init__(
-        self: "Vocabulary[str]", tokens: str, *, unknown: str | None = None, min_count: int = 1
-    ) -> None: ...
-
-    @overload
-    def __init__(
-        self: "Vocabulary[list[str]]",
-        tokens: Iterable[str],
-        *,
-        unknown: str | None = None,
-        min_count: int = 1,
-    ) -> None: ...
-
-    def __init__(
-        self, tokens: Iterable[str], *, unknown: str | None = None, min_count: int = 1
-    ) -> None:
-        least = _at_least("min_count", min_count, 1)
-        counts = Counter(tokens)
-        for token in counts:
-            if not isinstance(token, str):
-                raise TypeError(f"a token must be a str, got {token!r} ({type(token).__name__})")
-        kept = sorted(token for token, count in counts.items() if count >= least)
-        if unknown is not None:
-            kept = [unknown] + [token for token in kept if token != unknown]
-        if not kept:
-            raise ValueError(
-                f"no token occurs {least} times among {counts.total()}: "
-                "a vocabulary needs at least one"
-            )
-        self.tokens: tuple[str, ...] = tuple(kept)
-        self.unknown = unknown
-        self._of_characters = isinstance(tokens, str)
-        self._ids = {token: i for i, token in enumerate(kept)}
-        letters = sorted(token for token in kept if len(token) == 1)
-        self._letters = _code_points("".join(letters))
-        self._letter_ids = np.array([self._ids[letter] for letter in letters], np.int64)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __contains__(self, token: object) -> bool:
-        return token in self._ids
-
-    def __repr__(self) -> str:
-        kind = "characters" if self._of_characters else "tokens"
-        return f"Vocabulary({len(self)} {kind}, unknown={self.unknown!r})"
-
-    def encode(self, tokens: Iterable[str]) -> IntArray:
-        """Return the ids, int64 (T,), of a text (of characters) or of a sequence of tokens.
-
-        Raises
-        ------
-        ValueError
-            A token is not in the vocabulary and `unknown` is None.
-        TypeError
-            A text is given to a vocabulary of tokens.
-
-        Examples
-        --------
-        >>> Vocabulary(["the", "cat", "sat"]).encode(["the", "cat"])
-        array([2, 0])
-        """
-        if isinstance(tokens, str):
-            if not self._of_characters:
-                raise TypeError(
-                    "this is a vocabulary of tokens, but got a text: split it, as in text.split()"
-                )
-            return self._encode_text(tokens)
-        tokens = list(tokens)
-        ids = np.array([self._ids.get(token, -1) for token in tokens], np.int64)
-        return self._replace_unknown(ids, tokens)
-
-    def decode(self, ids: ArrayLike) -> Text:
-        """Return the text (of characters) or the list of tokens of ids (T,).
-
-        Raises
-        ------
-        IndexError
-            An id is not in the vocabulary.
-        ShapeError, DtypeError
-            The ids are not one sequence of integers.
-
-        Examples
-        --------
-        >>> Vocabulary(["the", "cat", "sat"]).decode([2, 0])
-        ['the', 'cat']
-        """
-        array = _ids(ids)
-        wrong = np.flatnonzero((array < 0) | (array >= len(self)))
-        if wrong.size:
-            raise IndexError(
-                f"id {array[wrong[0]]} at position {wrong[0]} is not in 0..{len(self) - 1}, "
-                f"the ids of these {len(self)} tokens"
-            )
-        tokens = [self.tokens[i] for i in array.tolist()]
-        return "".join(tokens) if self._of_characters else tokens  # type: ignore[return-value]
-
-    def _encode_text(self, text: str) -> IntArray:
-        points = _code_points(text)
-        ids = np.full(points.shape, -1, np.int64)
-        if self._letters.size:
-            nearest = np.searchsorted(self._letters, points).clip(max=self._letters.size - 1)
-            ids = np.where(self._letters[nearest] == points, self._letter_ids[nearest], ids)
-        return self._replace_unknown(ids, text)
-
-    def _replace_unknown(self, ids: IntArray, tokens: Sequence[str]) -> IntArray:
-        missing = np.flatnonzero(ids < 0)
-        if not missing.size:
-            return ids
-        if self.unknown is None:
-            raise ValueError(
-                f"token {tokens[missing[0]]!r} at position {missing[0]} is not among the "
-                f"{len(self)} tokens of the vocabulary; unknown='<unk>' would give it an id"
-            )
-        ids[missing] = self._ids[self.unknown]
-        return ids
+__all__ = ["Batches", "Vocabulary", "batches", "bptt_batches", "pad", "windows"]
 
 
 @dataclass
@@ -355,7 +193,7 @@ def batches(
     [[0, 1], [2, 3], [4, 5]] ['a', 'b', 'c']
     [[6, 7], [8, 9]] ['d', 'e']
     """
-    size = _at_least("batch_size", batch_size, 1)
+    size = at_least("batch_size", batch_size, 1)
     if not arrays:
         raise TypeError("batches needs at least one array or list of samples")
     axes = [axis] * len(arrays) if isinstance(axis, int) else list(axis)
@@ -438,10 +276,10 @@ def windows(
     >>> x[:, 1, 0], y[1]
     (array([20, 30, 40]), array([50]))
     """
-    size = _at_least("batch_size", batch_size, 1)
-    length = _at_least("length", length, 1)
-    horizon = _at_least("horizon", horizon, 1)
-    stride = _at_least("stride", stride, 1)
+    size = at_least("batch_size", batch_size, 1)
+    length = at_least("length", length, 1)
+    horizon = at_least("horizon", horizon, 1)
+    stride = at_least("stride", stride, 1)
     if targets not in ("next", "sequence"):
         raise ValueError(f"targets={targets!r}: expected 'next' or 'sequence'")
     values = np.asarray(series)
@@ -514,9 +352,9 @@ def bptt_batches(
     [[0, 3], [1, 4]] [[1, 4], [2, 5]]
     [[2, 5]] [[3, 6]]
     """
-    N = _at_least("batch_size", batch_size, 1)
-    T = _at_least("steps", steps, 1)
-    array = _ids(ids)
+    N = at_least("batch_size", batch_size, 1)
+    T = at_least("steps", steps, 1)
+    array = as_ids(ids)
     S = (len(array) - 1) // N
     if S < 1:
         raise ShapeError(
@@ -608,33 +446,12 @@ class _Column:
         return [self.data[i] for i in index]
 
 
-def _at_least(name: str, value: int, least: int) -> int:
-    if not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}={value!r}: expected an integer")
-    if value < least:
-        raise ValueError(f"{name}={value}: expected at least {least}")
-    return int(value)
-
-
 def _call(kind: str, sizes: Mapping[str, Any]) -> str:
     return f"{kind}({', '.join(f'{name}={size!r}' for name, size in sizes.items())})"
 
 
-def _code_points(text: str) -> NDArray[np.uint32]:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
 def _draw_seed(rng: Seed) -> int:
     return int(np.random.default_rng(rng).integers(2**63))
-
-
-def _ids(ids: ArrayLike) -> IntArray:
-    array = np.asarray(ids)
-    if array.ndim != 1:
-        raise ShapeError(f"ids have shape {array.shape}: expected one sequence, (T,)")
-    if array.size and array.dtype.kind not in "iu":
-        raise DtypeError(f"ids have dtype {array.dtype}: expected integers")
-    return array.astype(np.int64, copy=False)
 
 
 def _sequence(number: int, sequence: ArrayLike) -> Array:

@@ -53,6 +53,14 @@ def identify(order: Iterable[Any]) -> dict[int, str]:
             numbers = calls.setdefault(t.place.call.path, {})
             number = numbers.setdefault(id(t.place.call), len(numbers) + 1)
             name = t.place.id(number, name)
-        count = used[name] = used.get(name, 0) + 1
-        ids[t.order] = name if count == 1 else f"{name}_{count}"
+        ids[t.order] = _unused(name, used)
     return ids
+
+
+def _unused(name: str, used: dict[str, int]) -> str:
+    """Return `name`, with a number where it was given before, and note that it is given."""
+    count = used[name] = used.get(name, 0) + 1
+    if count == 1:
+        return name
+    numbered = f"{name}_{count}"
+    return _unused(name, used) if numbered in used else _unused(numbered, used)

@@ -61,9 +61,8 @@ def explain(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any], error: Excep
     """Return the error with the op, the place, and the names and shapes of its inputs."""
     settings = "".join([f", {k}={v!r}" for k, v in attrs.items()])
     kind = IndexError if isinstance(error, IndexError) else ShapeError
-    return kind(
-        f"{op.name}{where()}: {', '.join(describe(x) for x in inputs)}{settings} do not fit: {error}"
-    )
+    operands = ", ".join([describe(x) for x in inputs])
+    return kind(f"{op.name}{where()}: {operands}{settings} do not fit: {error}")
 
 
 def first_bad(a: Array) -> str:

@@ -177,6 +177,7 @@ class Module:
             wrong += [f"missing {name}" for name in unique if name not in state]
             wrong += [f"unknown {name}" for name in state if name not in own]
         fits: dict[str, Array] = {}
+        given: dict[int, str] = {}  # tied parameters have several names, but one value
         for name, p in own.items():
             if name in state:
                 a = np.asarray(state[name])
@@ -185,6 +186,9 @@ class Module:
                 elif a.dtype != p.dtype and not (a.dtype.kind == p.dtype.kind == "f"):
                     wrong.append(f"{name} is {a.dtype}, not {p.dtype}")
                 fits[name] = a
+                first = given.setdefault(id(p), name)
+                if not np.array_equal(fits[first], a, equal_nan=a.dtype.kind in "fc"):
+                    wrong.append(f"{first} and {name} are one parameter, but differ")
         if wrong:
             raise StateError(f"{type(self).__name__}.load_state_dict: " + "; ".join(wrong))
         for name, a in fits.items():

@@ -64,8 +64,8 @@ class Op:
     """
 
     __slots__ = (
-        "collectors", "complex_safe", "differentiable", "doc", "formula", "forward", "linear", "name",
-        "rule_all", "rules", "selects", "signature",
+        "collectors", "complex_safe", "differentiable", "doc", "formula", "forward", "linear",
+        "name", "rule_all", "rules", "selects", "signature",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +115,7 @@ class Op:
     def __call__(self, x: Any, *more: Any, **attrs: Any) -> Array: ...
 
     def __call__(self, x: Any, *more: Any, **attrs: Any) -> Any:
+        """Compute on arrays, or let the first operand that records do it."""
         record = getattr(x, "__record__", None)
         if record is None:
             for y in more:

@@ -9,7 +9,6 @@ from typing import Any
 
 from .op import Array
 
-
 NEVER, NEEDED, ALWAYS = 0, 1, 2  # what is recorded
 
 

@@ -136,7 +136,7 @@ def _leave(x: Any, nested: bool) -> Any:
 
 
 def vjp(f: Function, *xs: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
-    """Return f(\\*xs) and the function that pulls a cotangent back: g -> (g dy/dx for each x).
+    """Return f(*xs) and the function that pulls a cotangent back: g -> (g dy/dx for each x).
 
     Raises
     ------
@@ -176,7 +176,7 @@ def _grad_or_zeros(y: Any, leaves: Sequence[Tensor], gradients: Any, create_grap
 
 
 def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
-    """Return a function that gives f(\\*xs), a scalar, and its gradient at the chosen arguments.
+    """Return a function that gives f(*xs), a scalar, and its gradient at the chosen arguments.
 
     Examples
     --------
@@ -199,7 +199,7 @@ def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
 
 
 def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
-    """Return f(\\*xs) and its directional derivative: dy = sum of dy/dx t over the inputs.
+    """Return f(*xs) and its directional derivative: dy = sum of dy/dx t over the inputs.
 
     No rule of its own is needed: the pullback u -> u dy/dx is linear in u, and its own pullback
     takes the tangents to dy.
@@ -245,7 +245,7 @@ def hvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, .
 
 
 def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
-    """Return a function that gives dy/dx of shape (\\*y.shape, \\*x.shape) for the chosen arguments.
+    """Return a function that gives dy/dx, of shape y.shape + x.shape, for chosen arguments.
 
     Examples
     --------

@@ -123,7 +123,7 @@ class Cell(Module):
         return {"W_x": f"D * {width}", "W_h": f"H * {width}", "b": width}
 
 
-def as_tensors(state: Any, dtype: npt.DTypeLike = None) -> State:
+def as_tensors(state: Any, dtype: npt.DTypeLike | None = None) -> State:
     """Return a state with its arrays as Tensors, real ones in `dtype` where it is given."""
     if isinstance(state, tuple):
         return tuple([as_tensors(s, dtype) for s in state])

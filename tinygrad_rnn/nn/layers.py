@@ -51,12 +51,12 @@ class Linear(Module):
 
     def forward(self, x: Any) -> Tensor:
         """Return y (..., out) for x (..., in)."""
-        x = _input(x, self.W.dtype)
-        if x.ndim == 0 or x.shape[-1] != self.W.shape[0]:
+        given = _input(x, self.W.dtype)
+        if given.ndim == 0 or given.shape[-1] != self.W.shape[0]:
             raise ShapeError(
-                f"{self.path or 'Linear'}: x {x.shape} does not end in {self.W.shape[0]}"
+                f"{self.path or 'Linear'}: x {given.shape} does not end in {self.W.shape[0]}"
             )
-        y = x @ self.W
+        y = given @ self.W
         return y if self.b is None else y + self.b
 
     def _letters(self) -> dict[str, str]:

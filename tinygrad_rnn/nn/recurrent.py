@@ -210,7 +210,7 @@ class Recurrent(Module):
 
     def _read(self, x: Any, state: State, lengths: Any, steps: int | None) -> _Input:
         who = type(self).__name__
-        first = getattr(self, "L0")["fwd"]
+        first = self.L0["fwd"]
         D = getattr(first, "input_size", None)
         if x is None:
             if D:
@@ -266,12 +266,12 @@ class Recurrent(Module):
                 x = ops.where(valid[:, :, None], x, 0.0)  # not even a NaN beyond the end matters
         self._check_batch(state, unbatched, N, T, read)
         x = self._to_steps(x)
-        return _Input([x[t] for t in range(T)], N, valid, ragged, unbatched)
+        return _Input(_steps(x), N, valid, ragged, unbatched)
 
     def _to_steps(self, x: Any) -> Tensor:
         """Return x (T, N, D) as a Tensor; ``debug()`` names the step that is not finite."""
         if scope().frozen is not None:
-            finite = np.isfinite(getattr(x, "data", x) if isinstance(x, Tensor) else x)
+            finite = np.isfinite(x.data if isinstance(x, Tensor) else x)
             if not finite.all():
                 t = int(np.argmin(finite.all(axis=(1, 2))))
                 with at(Place(Call(self.path, len(x)), 0, DIRECTIONS[0], t)):
@@ -280,7 +280,7 @@ class Recurrent(Module):
 
     def _pad(self, sequences: list[Any], D: int | None) -> tuple[Tensor, Array]:
         """Return ragged sequences side by side (T, N, D), and their lengths."""
-        who, dtype = type(self).__name__, getattr(self, "L0")["fwd"].dtype
+        who, dtype = type(self).__name__, self.L0["fwd"].dtype
         parts = [
             s if isinstance(s, Tensor) else Tensor(s if s.dtype.kind == "c" else s.astype(dtype))
             for s in sequences
@@ -392,6 +392,20 @@ class Recurrent(Module):
         return stack(outputs, axis=1 if self.batch_first else 0)
 
 
+def _steps(x: Tensor) -> list[Tensor | None]:
+    """Return the T slices of `x`, each named and placed in the step that reads it first."""
+    here = scope()
+    before = here.place
+    call = before.call if before else Call("")
+    steps: list[Tensor | None] = []
+    for t in range(x.shape[0]):
+        here.place = Place(call, 0, DIRECTIONS[0], t)
+        steps.append(x[t])
+        steps[t].name = "x"  # type: ignore[union-attr]
+    here.place = before
+    return steps
+
+
 def _check_cells(who: str, pairs: list[tuple[Any, ...]]) -> None:
     """Raise where cells do not make a stack."""
     if not pairs:
@@ -416,7 +430,7 @@ def _check_cells(who: str, pairs: list[tuple[Any, ...]]) -> None:
 
 def _check_step(cell: Cell, result: Any, state: State) -> None:
     """Raise where a step does not return an output and a state like the one it was given."""
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor):
+    if not isinstance(result, tuple) or len(result) != 2 or not _holds_tensors(result):
         parts = result if isinstance(result, tuple) else (result,)
         raise StateError(
             f"{type(cell).__name__}.step{where()}: returned "
@@ -438,6 +452,12 @@ def _keep_past_end(inside: Array, new: State, old: State) -> State:
     if isinstance(new, tuple):
         return tuple([_keep_past_end(inside, a, b) for a, b in zip(new, old, strict=True)])
     return _choose(inside, new, old)
+
+
+def _holds_tensors(state: Any) -> bool:
+    if isinstance(state, tuple):
+        return all(_holds_tensors(s) for s in state)
+    return isinstance(state, Tensor)
 
 
 def _first(state: Any) -> Any:
@@ -590,6 +610,10 @@ class RNN(_Stacked):
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
+        if isinstance(bias, str):  # PyTorch's RNN, and no other layer of it, has one here
+            raise TypeError(
+                f"RNN: bias is a bool; pass the activation by name: activation={bias!r}"
+            )
         super().__init__(
             RNNCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
             bias=bias, activation=activation, dtype=dtype,
