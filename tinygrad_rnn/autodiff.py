@@ -101,10 +101,7 @@ def sweep(
         if op is None:
             continue
         xs, attrs = t.inputs, t.attrs
-        if create_graph:
-            y, values = t, xs
-        else:
-            y, values = t.data, [x.data for x in xs]
+        y, values = (t, xs) if create_graph else (t.data, [x.data for x in xs])
         if op.rule_all is not None:
             for x, gx in zip(xs, op.rule_all(g, y, *values, **attrs), strict=True):
                 if x.order in path and gx is not None:
@@ -134,7 +131,7 @@ def gradients(
 ) -> list[Any]:
     """Return the gradient of the seeded outputs at each node of `wrt`, None where none arrives."""
     order = graph.nodes(outputs)
-    path = graph.reach(order, wrt)
+    path = graph.reach(order, [t for t in wrt if t.data.dtype.kind in "fc"])
     keep = {t.order for t in wrt}
     found = sweep(order, path, zip(outputs, seeds, strict=True), keep, create_graph, watch)
     return [found.get(t.order) for t in wrt]

@@ -36,31 +36,3 @@ def reach(order: Iterable[Any], roots: Iterable[Any]) -> set[int]:
                     reached.add(t.order)
                     break
     return reached
-
-
-def identify(order: Iterable[Any]) -> dict[int, str]:
-    """Return a text id for each node, by its ``order``: ``encoder#2.L0.fwd.T3.f``.
-
-    A node is called by its place and its name, or its op where it has none; what would be
-    called alike is numbered.  Two runs of one program give the same ids.
-    """
-    calls: dict[str, dict[int, int]] = {}
-    used: dict[str, int] = {}
-    ids = {}
-    for t in order:
-        name = t.name or (t.op.name if t.op else "constant")
-        if t.place is not None:
-            numbers = calls.setdefault(t.place.call.path, {})
-            number = numbers.setdefault(id(t.place.call), len(numbers) + 1)
-            name = t.place.id(number, name)
-        ids[t.order] = _unused(name, used)
-    return ids
-
-
-def _unused(name: str, used: dict[str, int]) -> str:
-    """Return `name`, with a number where it was given before, and note that it is given."""
-    count = used[name] = used.get(name, 0) + 1
-    if count == 1:
-        return name
-    numbered = f"{name}_{count}"
-    return _unused(name, used) if numbered in used else _unused(numbered, used)

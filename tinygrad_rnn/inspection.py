@@ -1,4 +1,4 @@
-"""What errors say of a node, and ``debug()``, which looks at every value."""
+"""What is checked of the inputs of an op, what errors say of them, and ``debug()``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import NonFiniteError, ShapeError
+from .errors import DtypeError, NonFiniteError, ShapeError
 from .op import Array, Op
 from .scope import Place, scope
 
@@ -63,6 +63,29 @@ def explain(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any], error: Excep
     kind = IndexError if isinstance(error, IndexError) else ShapeError
     operands = ", ".join([describe(x) for x in inputs])
     return kind(f"{op.name}{where()}: {operands}{settings} do not fit: {error}")
+
+
+def agree(op: Op, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Convert integers and booleans to the floating type they meet; refuse two floating types."""
+    chosen = range(*op.selects.indices(len(inputs)))
+    operands = [x for k, x in enumerate(inputs) if k not in chosen]
+    floating = [x.data.dtype for x in operands if x.data.dtype.kind in "fc"]
+    if not floating:
+        return inputs
+    dtype = floating[0]
+    for other in floating:
+        if other != dtype and np.finfo(other).dtype != np.finfo(dtype).dtype:
+            raise DtypeError(
+                f"{op.name}: {dtype} mixed with {other}{where()}: "
+                f"{', '.join(describe(x) + ' ' + str(x.dtype) for x in operands)}; convert one: "
+                f"Tensor.astype({str(dtype)!r}), Module.astype({str(dtype)!r}), float(y)"
+            )
+    return tuple(
+        [
+            x if k in chosen or x.data.dtype.kind in "fc" else x.astype(dtype)
+            for k, x in enumerate(inputs)
+        ]
+    )
 
 
 def first_bad(a: Array) -> str:

@@ -192,7 +192,7 @@ class Module:
         if wrong:
             raise StateError(f"{type(self).__name__}.load_state_dict: " + "; ".join(wrong))
         for name, a in fits.items():
-            own[name].data = a.astype(own[name].dtype)
+            own[name].data = a.astype(own[name].dtype, order="C")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters to one ``.npz`` file; an interrupted save leaves the old file whole.

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import DtypeError
 from .op import Array, Op, Use, primitive
 
 Axis = int | tuple[int, ...] | None
@@ -79,8 +80,10 @@ _ONE = {t: np.array(1, t) for t in "efdg"}  # a 0-d array is a constant at half 
 @primitive(_UNARY, "1 / (1 + exp(-x))")
 def sigmoid(x: Array) -> Array:
     """Logistic function of each element: 0 and 1 to the bit where it saturates."""
-    if x.dtype.kind != "f":  # a complex exp overflows to nan + nan j
+    if x.dtype.kind == "c":  # a complex exp overflows to nan + nan j
         return np.asarray(0.5 * np.tanh(0.5 * x) + 0.5)
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)
     y = np.asarray(_quiet.run(np.exp, -x))  # infinite for x = -800, and 1 / (1 + inf) is right
     np.add(y, _ONE[x.dtype.char], y)
     return np.asarray(np.reciprocal(y, y))
@@ -297,6 +300,25 @@ def scatter(*parts: Array, index: tuple[Index, ...], shape: tuple[int, ...]) -> 
         else:
             y[i] += part_
     return y
+
+
+def parse(index: Any) -> tuple[Index, list[Any]]:
+    """Return what stands in the brackets of x[...] with ARRAY for its arrays, and the arrays."""
+    arrays: list[Any] = []
+    parts = index if isinstance(index, tuple) else (index,)
+    return tuple([_part_of_index(i, arrays) for i in parts]), arrays
+
+
+def _part_of_index(i: Any, arrays: list[Any]) -> Any:
+    if i is None or i is Ellipsis or isinstance(i, slice) or type(i) is int:
+        return i
+    if isinstance(i, np.integer):
+        return int(i)
+    a = i if hasattr(i, "__record__") else np.asarray(i, None if np.size(i) else np.intp)
+    if a.dtype.kind not in "bui":
+        raise DtypeError(f"x[i]: an index is {a.dtype}, not integer or boolean")
+    arrays.append(a)
+    return ARRAY
 
 
 def _fill(index: Index, arrays: Iterator[Any]) -> Index:

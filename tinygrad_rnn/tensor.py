@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from . import autodiff, graph, ops
 from .errors import DtypeError, GraphError, ShapeError
-from .inspection import describe, explain, inspect, thaw, watch, where
+from .inspection import agree, describe, explain, inspect, thaw, watch
 from .op import Array, Op
-from .scope import ALWAYS, Place, thread
+from .scope import ALWAYS, thread
 
 _next_order = count().__next__
 _nothing: dict[str, Any] = {}
@@ -32,7 +32,7 @@ def _left(op: Op) -> Callable[[Tensor, Any], Tensor]:
         if not isinstance(y, Tensor):
             y = constant(y, x)
         if x.data.dtype is not y.data.dtype and x.data.dtype != y.data.dtype:
-            x, y = _agree(op, (x, y))
+            x, y = agree(op, (x, y))
         try:
             data = forward(x.data, y.data)
         except ValueError as error:
@@ -95,8 +95,6 @@ class Tensor:
     op: Op | None
     inputs: tuple[Tensor, ...]
     attrs: dict[str, Any]
-    name: str | None
-    place: Place | None
 
     def __init__(self, data: Any, requires_grad: bool = False, name: str | None = None) -> None:
         data = data.data if isinstance(data, Tensor) else np.asarray(data)
@@ -128,7 +126,7 @@ class Tensor:
             t if isinstance(t, Tensor) else Tensor(t) if k in chosen else constant(t, like)
             for k, t in enumerate(given)
         ]
-        return _apply_all(op, _agree(op, tuple(inputs)), attrs)
+        return _apply_all(op, agree(op, tuple(inputs)), attrs)
 
     # --- operators record directly, without asking their operands
 
@@ -154,9 +152,9 @@ class Tensor:
     def __getitem__(self, index: Any) -> Tensor:
         if type(index) is int or type(index) is slice:
             return _apply(ops.getitem, self, {"index": index})
-        arrays: list[Tensor] = []
-        parts = [_index(i, arrays) for i in (index if isinstance(index, tuple) else (index,))]
-        return _apply_all(ops.getitem, (self, *arrays), {"index": tuple(parts)})
+        template, arrays = ops.parse(index)
+        chosen = [a if isinstance(a, Tensor) else Tensor(a) for a in arrays]
+        return _apply_all(ops.getitem, (self, *chosen), {"index": template})
 
     def __len__(self) -> int:
         if not self.shape:
@@ -337,12 +335,11 @@ class Tensor:
                 f"backward: {describe(self)} requires no gradient: nothing it was made from does, "
                 f"or it was made under no_grad()"
             )
-        seed = autodiff.seed(self, gradient)
+        seeds = [(self, autodiff.seed(self, gradient))]
         order = graph.nodes((self,), requiring=True)
         keep = [t for t in order if t.op is None or t.retains_grad]
-        found = autodiff.sweep(
-            order, {t.order for t in order}, [(self, seed)], {t.order for t in keep}, False, watch()
-        )
+        path, kept = {t.order for t in order}, {t.order for t in keep}
+        found = autodiff.sweep(order, path, seeds, kept, watch=watch())
         for t in keep:
             g = found.get(t.order)
             if g is not None:
@@ -420,47 +417,9 @@ def constant(value: Any, like: Tensor) -> Tensor:
     """
     if isinstance(value, Tensor):
         return value
-    dtype = like.data.dtype
     if isinstance(value, np.ndarray | np.generic):
         return Tensor(value)
-    if dtype.kind in "fc" and not (dtype.kind == "f" and np.iscomplexobj(value)):
-        return Tensor(np.asarray(value, dtype))
-    if type(value) in _NUMBERS:
-        return Tensor(np.asarray(value, np.result_type(dtype, value)))
-    return Tensor(value)
-
-
-def _agree(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Convert integers and booleans to the floating type they meet; refuse two floating types."""
-    chosen = range(*op.selects.indices(len(inputs)))
-    operands = [x for k, x in enumerate(inputs) if k not in chosen]
-    floating = [x.data.dtype for x in operands if x.data.dtype.kind in "fc"]
-    if not floating:
-        return inputs
-    dtype = floating[0]
-    for other in floating:
-        if other != dtype and np.finfo(other).dtype != np.finfo(dtype).dtype:
-            raise DtypeError(
-                f"{op.name}: {dtype} mixed with {other}{where()}: "
-                f"{', '.join(describe(x) + ' ' + str(x.dtype) for x in operands)}; convert one: "
-                f"Tensor.astype({str(dtype)!r}), Module.astype({str(dtype)!r}), float(y)"
-            )
-    return tuple(
-        [
-            x if k in chosen or x.data.dtype.kind in "fc" else x.astype(dtype)
-            for k, x in enumerate(inputs)
-        ]
-    )
-
-
-def _index(i: Any, arrays: list[Tensor]) -> Any:
-    """Return what stands for one part of an index; an array goes to `arrays`."""
-    if i is None or i is Ellipsis or isinstance(i, slice) or type(i) is int:
-        return i
-    if isinstance(i, np.integer):
-        return int(i)
-    a = i if isinstance(i, Tensor) else Tensor(np.asarray(i, None if np.size(i) else np.intp))
-    if a.data.dtype.kind not in "bui":
-        raise DtypeError(f"x[i]: an index is {a.dtype}, not integer or boolean")
-    arrays.append(a)
-    return ops.ARRAY
+    dtype: Any = like.data.dtype
+    if dtype.kind not in "fc" or isinstance(value, complex):
+        dtype = np.result_type(dtype, value) if type(value) in _NUMBERS else None
+    return Tensor(np.asarray(value, dtype))

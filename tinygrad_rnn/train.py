@@ -25,7 +25,6 @@ import io
 import json
 import math
 import os
-import secrets
 import signal
 import sys
 import tempfile
@@ -33,7 +32,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -43,6 +42,7 @@ import numpy as np
 
 from . import archive
 from .errors import CheckpointError, NonFiniteError, ShapeError, StateError
+from .files import replacing
 from .module import Module
 from .op import Array
 from .optim import Optimizer, clip_grad_norm
@@ -118,18 +118,18 @@ class History:
         OSError
             If the file cannot be written.
         """
-        path = Path(path)
-        if _ending(path) == ".csv":
-            text = io.StringIO()
+        text = io.StringIO()
+        if _ending(Path(path)) == ".csv":
             rows = csv.writer(text, lineterminator="\n")
             rows.writerow([*_COLUMNS, "validation"])
             last = dict(zip(self.epoch, self.step, strict=True))
             for row in zip(*self.columns().values(), strict=True):
                 step, epoch = row[:2]
                 rows.writerow([*row, self.validation.get(epoch, "") if last[epoch] == step else ""])
-            _write_text(path, text.getvalue())
         else:
-            _write_text(path, json.dumps({**self.columns(), "validation": self.validation}) + "\n")
+            text.write(json.dumps({**self.columns(), "validation": self.validation}) + "\n")
+        with replacing(path) as stream:
+            stream.write(text.getvalue().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:
@@ -518,28 +518,33 @@ class _Run:
                 f"{os.fspath(path)}: holds {meta.get('kind')!r}, not a checkpoint of fit"
             )
         own = self.generators()
+        expected = {k: g.bit_generator.state["bit_generator"] for k, g in own.items()}
         try:
             parts: dict[str, dict[str, Array]] = {part: {} for part in _PARTS}
             for key, a in arrays.items():
                 part, _, name = key.partition("/")
                 parts[part][name] = a
             epoch, position = (_count(meta[name]) for name in ("epoch", "position"))
-            state = _unpack_state(meta["state"], iter(parts["state"].values()))
+            carried = iter(parts["state"].values())
+            state = _unpack_state(meta["state"], carried)
+            if [*carried]:
+                raise ValueError("more arrays than the state has")
             history = History._of({**parts["history"], "validation": meta["validation losses"]})
             states, places = meta["generators"], (meta["batches"], meta["validation"])
-            if set(states) == set(own):
+            kinds = {name: entry["bit_generator"] for name, entry in states.items()}
+            if kinds == expected:
                 for name, generator in own.items():  # a trial on another one
                     type(generator.bit_generator)(0).state = states[name]
         except Exception as error:  # made by hand, or by another version
             raise CheckpointError(f"{os.fspath(path)}: cannot be read ({error!r})") from error
-        if set(states) != set(own):
-            raise StateError(f"generators {sorted(states)} where the model has {sorted(own)}")
+        if kinds != expected:
+            raise StateError(f"the checkpoint has the generators {kinds}, the model {expected}")
         with ExitStack() as undo:
-            undo.callback(self.optimizer.load_state_dict, self.optimizer.state_dict())
-            self.optimizer.load_state_dict(parts["optimizer"])
             for p in self.model.parameters():
                 undo.callback(setattr, p, "data", p.data)
             self.model.load_state_dict(parts["model"])
+            undo.callback(self.optimizer.load_state_dict, self.optimizer.state_dict())
+            self.optimizer.load_state_dict(parts["optimizer"])
             if self.validation is not None and places[1] is not None:
                 undo.callback(_restore, self.validation, _position(self.validation))
                 _restore(self.validation, places[1])
@@ -659,7 +664,8 @@ def _unpack_state(structure: Any, arrays: Iterator[Array]) -> Any:
         return tuple([_unpack_state(part, arrays) for part in structure])
     if structure is None:
         return None
-    return {"Tensor": Tensor, "array": np.asarray}[structure](next(arrays))
+    a = next(arrays)
+    return {"Tensor": Tensor(a), "array": a}[structure]
 
 
 def _detach(state: Any) -> Any:
@@ -752,13 +758,3 @@ def _ending(path: Path) -> str:
     if ending not in (".csv", ".json"):
         raise ValueError(f"a history is saved as .csv or .json, not as {path.name!r}")
     return ending
-
-
-def _write_text(path: Path, text: str) -> None:
-    draft = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        draft.write_text(text, "utf-8")
-        draft.replace(path)
-    finally:
-        with suppress(OSError):
-            draft.unlink()

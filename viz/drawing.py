@@ -12,8 +12,8 @@ import graphviz
 
 from tinygrad_rnn import Tensor
 from tinygrad_rnn.files import replacing
-from tinygrad_rnn.graph import identify, nodes
-from tinygrad_rnn.scope import Place
+from tinygrad_rnn.graph import nodes
+from tinygrad_rnn.scope import Place, identify
 
 from . import program
 from .labels import kind, label, positions, text, unique
