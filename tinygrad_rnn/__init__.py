@@ -5,12 +5,18 @@ Letters used everywhere: T time, N batch, D input size, H hidden size, L layers,
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import data, functional, nn, optim
 from .inspection import debug
 from .module import Module
 from .scope import mark, no_grad, record
 from .tensor import Parameter, Tensor
 from .transforms import grad, hvp, jacobian, jvp, value_and_grad, vjp
+
+if TYPE_CHECKING:
+    from . import train
 
 __all__ = [
     "Module",
@@ -28,6 +34,13 @@ __all__ = [
     "no_grad",
     "optim",
     "record",
+    "train",
     "value_and_grad",
     "vjp",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # loaded when it is asked for
+        return importlib.import_module(".train", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

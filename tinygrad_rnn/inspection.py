@@ -60,7 +60,8 @@ def where(place: Place | None = None) -> str:
 def explain(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any], error: Exception) -> Exception:
     """Return the error with the op, the place, and the names and shapes of its inputs."""
     settings = "".join([f", {k}={v!r}" for k, v in attrs.items()])
-    kind = IndexError if isinstance(error, IndexError) else ShapeError
+    kinds: dict[type[Exception], type[Exception]] = {IndexError: IndexError, TypeError: DtypeError}
+    kind = next((kinds[k] for k in kinds if isinstance(error, k)), ShapeError)
     operands = ", ".join([describe(x) for x in inputs])
     return kind(f"{op.name}{where()}: {operands}{settings} do not fit: {error}")
 

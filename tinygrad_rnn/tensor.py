@@ -35,7 +35,7 @@ def _left(op: Op) -> Callable[[Tensor, Any], Tensor]:
             x, y = agree(op, (x, y))
         try:
             data = forward(x.data, y.data)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise explain(op, (x, y), _nothing, error) from None
         return _node(op, (x, y), _nothing, data, x.requires_grad or y.requires_grad)
 
@@ -255,12 +255,12 @@ class Tensor:
 
     def reshape(self, *shape: Any) -> Tensor:
         """Give the same elements another shape, as numbers or one tuple; -1 stands for the rest."""
-        to = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        to = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         return _apply(ops.reshape, self, {"shape": tuple(to)})
 
     def transpose(self, *axes: Any) -> Tensor:
         """Permute the axes, given as numbers or one tuple; without them reverse all."""
-        to = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+        to = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
         return _apply(ops.transpose, self, {"axes": tuple(to)} if to else _nothing)
 
     def astype(self, dtype: npt.DTypeLike) -> Tensor:
@@ -396,7 +396,7 @@ def _apply(op: Op, x: Tensor, attrs: dict[str, Any]) -> Tensor:
     """Return the node of an op of one input."""
     try:
         data = op.forward(x.data, **attrs) if attrs else op.forward(x.data)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise explain(op, (x,), attrs, error) from None
     return _node(op, (x,), attrs, data, x.requires_grad)
 
@@ -405,7 +405,7 @@ def _apply_all(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Ten
     """Return the node of an op of any number of inputs."""
     try:
         data = op.forward(*[x.data for x in inputs], **attrs)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise explain(op, inputs, attrs, error) from None
     return _node(op, inputs, attrs, data, any(x.requires_grad for x in inputs))
 

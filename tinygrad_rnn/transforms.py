@@ -84,14 +84,9 @@ def grad(outputs: Any, wrt: Any, gradients: Any = None, create_graph: bool = Fal
     with at(None):
         seeds = [_seed(y, g, create_graph) for y, g in zip(outs, weights, strict=True)]
         found = autodiff.gradients(outs, targets, seeds, create_graph, watch(create_graph))
-        back = [
-            _zeros(t, create_graph)
-            if g is None
-            else g
-            if create_graph
-            else autodiff.of_dtype(g, t.data.dtype)
-            for t, g in zip(targets, found, strict=True)
-        ]
+        back = [_of(t, g, create_graph) for t, g in zip(targets, found, strict=True)]
+    if not create_graph:  # a node that is asked for twice gets two arrays
+        back = [g.copy() if any(g is b for b in back[:k]) else g for k, g in enumerate(back)]
     return back[0] if one else back
 
 
@@ -104,7 +99,16 @@ def _seed(y: Tensor, gradient: Any, create_graph: bool) -> Any:
     array = autodiff.seed(y, gradient)
     if not create_graph:
         return array
-    return gradient if isinstance(gradient, Tensor) else Tensor(array)
+    if not isinstance(gradient, Tensor):
+        return Tensor(array)
+    return gradient if gradient.dtype == array.dtype else gradient.astype(array.dtype)
+
+
+def _of(t: Tensor, g: Any, create_graph: bool) -> Any:
+    """Return the gradient at `t` from what arrived there, in the type of `t`."""
+    if g is None:
+        return _zeros(t, create_graph)
+    return g if create_graph else autodiff.of_dtype(g, t.data.dtype)
 
 
 def _zeros(t: Tensor, create_graph: bool) -> Any:
