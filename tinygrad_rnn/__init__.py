@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import data, functional, nn, optim
 from .inspection import debug
+from .memory import keep_freed
 from .module import Module
 from .scope import mark, no_grad, record
 from .tensor import Parameter, Tensor
@@ -38,6 +39,8 @@ __all__ = [
     "value_and_grad",
     "vjp",
 ]
+
+keep_freed()
 
 
 def __getattr__(name: str) -> Any:

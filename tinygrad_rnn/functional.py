@@ -177,7 +177,7 @@ def _ids(ids: Any, size: int, what: str) -> npt.NDArray[Any]:
 
 
 def one_hot(ids: Any, size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Rows of the identity matrix: an array (\\*ids.shape, size) of zeros with a 1 at each id.
+    r"""Rows of the identity matrix: an array (\*ids.shape, size) of zeros with a 1 at each id.
 
     Raises
     ------
@@ -197,7 +197,7 @@ def one_hot(ids: Any, size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArr
 
 
 def embedding(ids: Any, table: Any) -> Any:
-    """The rows of `table` (V, D) that the integers `ids` name: (\\*ids.shape, D).
+    r"""The rows of `table` (V, D) that the integers `ids` name: (\*ids.shape, D).
 
     Raises
     ------
@@ -229,7 +229,8 @@ def mse_loss(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
     """
     if np.shape(prediction) != np.shape(target):
         raise ShapeError(
-            f"mse_loss: prediction {np.shape(prediction)} and target {np.shape(target)} differ in shape"
+            f"mse_loss: prediction {np.shape(prediction)} and target {np.shape(target)} "
+            f"differ in shape"
         )
     d = prediction - _target(target, prediction.dtype)
     return _reduced(d * d, np.size(prediction), reduction, "mse_loss")
@@ -308,8 +309,8 @@ def cross_entropy(
         )
     else:
         raise ShapeError(
-            f"cross_entropy: targets {targets.shape} do not fit logits {logits.shape}: expected class "
-            f"numbers {logits.shape[:-1]}, or distributions {logits.shape}"
+            f"cross_entropy: targets {targets.shape} do not fit logits {logits.shape}: expected "
+            f"class numbers {logits.shape[:-1]}, or distributions {logits.shape}"
         )
     if not counts.all():
         losses = ops.where(counts, losses, 0.0)

@@ -8,6 +8,7 @@ gradient before un-broadcasting and never writes in place.
 
 from __future__ import annotations
 
+import builtins
 import contextvars
 import math
 import threading
@@ -184,7 +185,18 @@ def _matmul_uses(y: Any, uses: Sequence[Use]) -> Any:
         return total([unbroadcast(_matmul_y(g, None, *inputs), y.shape) for g, inputs, _ in uses])
     x = [_rows(inputs[0]) for _, inputs, _ in uses]
     g = [_rows(g) for g, _, _ in uses]
-    return (concat(*x).T @ concat(*g)) if len(uses) > 1 else x[0].T @ g[0]
+    width = builtins.max(
+        1, _BLOCK // builtins.max(1, g[0].size)
+    )  # uses of one product: what fits into the cache
+    return total(
+        [
+            concat(*x[k : k + width]).T @ concat(*g[k : k + width])
+            for k in range(0, len(uses), width)
+        ]
+    )
+
+
+_BLOCK = 1 << 18  # elements of the gradients that are laid side by side at once
 
 
 def _rows(x: Any) -> Any:

@@ -358,15 +358,10 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any, name: str | None = None) -> None:
-        super().__init__(np.array(data, copy=True), requires_grad=True, name=name)
+        super().__init__(np.array(data, order="C"), requires_grad=True, name=name)
 
 
 # --- making nodes ------------------------------------------------------------------------------
-
-# glibc returns the memory of a freed graph to the system, and the next graph takes it back page by
-# page, at a third of the cost of a step.  Freeing one block of nearly 32 MB, of which no page was
-# touched, makes it keep up to 64 MB.
-np.empty(31 << 20, np.uint8)
 
 _new = object.__new__
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,7 +211,7 @@ class Recurrent(Module):
 
     def _read(self, x: Any, state: State, lengths: Any, steps: int | None) -> _Input:
         who = type(self).__name__
-        first = self.L0["fwd"]
+        first = next(self.cells())[2]
         D = getattr(first, "input_size", None)
         if x is None:
             if D:
@@ -280,7 +281,7 @@ class Recurrent(Module):
 
     def _pad(self, sequences: list[Any], D: int | None) -> tuple[Tensor, Array]:
         """Return ragged sequences side by side (T, N, D), and their lengths."""
-        who, dtype = type(self).__name__, self.L0["fwd"].dtype
+        who, dtype = type(self).__name__, next(self.cells())[2].dtype
         parts = [
             s if isinstance(s, Tensor) else Tensor(s if s.dtype.kind == "c" else s.astype(dtype))
             for s in sequences
@@ -418,7 +419,7 @@ def _check_cells(who: str, pairs: list[tuple[Any, ...]]) -> None:
         for cell in pair:
             if not isinstance(cell, Cell):
                 raise TypeError(f"{who}: layer {k} holds {type(cell).__name__}, which is no Cell")
-    for k, (below, pair) in enumerate(zip(pairs, pairs[1:], strict=False)):
+    for k, (below, pair) in enumerate(pairwise(pairs)):
         width = sum([cell.hidden_size for cell in below])
         for cell in pair:
             if cell.input_size != width:
@@ -434,7 +435,7 @@ def _check_step(cell: Cell, result: Any, state: State) -> None:
         parts = result if isinstance(result, tuple) else (result,)
         raise StateError(
             f"{type(cell).__name__}.step{where()}: returned "
-            f"{', '.join([type(part).__name__ for part in parts])}; expected Tensors (output, state)"
+            f"{', '.join([type(p).__name__ for p in parts])}; expected Tensors (output, state)"
         )
     if structure(result[1]) != structure(state):
         raise StateError(
