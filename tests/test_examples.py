@@ -54,7 +54,7 @@ def test_bptt_by_hand_and_by_tape_agree(capsys):
 
 
 def test_the_custom_cell_learns(capsys):
-    args = ["--samples", "1500", "--epochs", "4", "--steps", "4", "--hidden", "16", "--seed", "1"]
+    args = ["--samples", "3000", "--epochs", "4", "--steps", "4", "--hidden", "16", "--seed", "1"]
     load("custom_cell").main(args)
     found = result(capsys.readouterr().out)
     assert found["mse"] < found["baseline"] / 3

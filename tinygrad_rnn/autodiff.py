@@ -5,6 +5,7 @@ Knows no Tensor: of a node it needs data, op, inputs, attrs, order and requires_
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def sweep(
     """
     sums: dict[int, Any] = {}
     own: set[int] = set()
-    waiting: dict[int, dict[Rule, list[Use]]] = {}
+    waiting: dict[int, dict[Rule, list[Use]]] = defaultdict(lambda: defaultdict(list))
     found: dict[int, Any] = {}
 
     def arrive(x: Any, gx: Any) -> None:
@@ -69,7 +70,7 @@ def sweep(
             return
         if before.shape != gx.shape:
             before, gx = unbroadcast(before, x.data.shape), unbroadcast(gx, x.data.shape)
-        elif k in own and before.dtype is gx.dtype:  # complex does not fit into real
+        elif k in own and before.dtype is gx.dtype:
             before += gx
             return
         sums[k] = after = before + gx
@@ -80,18 +81,17 @@ def sweep(
         if t.order in path:
             arrive(t, g)
     for t in reversed(order):
-        k = t.order
+        k, data = t.order, t.data
         if k in waiting:
             for collector, uses in waiting.pop(k).items():
-                first = k not in sums
-                arrive(t, collector(t if create_graph else t.data, uses))
-                if first and not create_graph:  # a collector returns an array of its own
+                if k not in sums and not create_graph:  # a collector returns an array of its own
                     own.add(k)
+                arrive(t, collector(t if create_graph else data, uses))
         g = sums.pop(k, None)
         if g is None:
             continue
-        if g.shape != t.data.shape:
-            g = unbroadcast(g, t.data.shape)
+        if (g.size != data.size or g.ndim != data.ndim or not g.size) and g.shape != data.shape:
+            g = unbroadcast(g, data.shape)
             own.add(k)
         if watch is not None:
             watch(t, g)
@@ -101,7 +101,7 @@ def sweep(
         if op is None:
             continue
         xs, attrs = t.inputs, t.attrs
-        y, values = (t, xs) if create_graph else (t.data, [x.data for x in xs])
+        y, values = (t, xs) if create_graph else (data, [x.data for x in xs])
         if op.rule_all is not None:
             for x, gx in zip(xs, op.rule_all(g, y, *values, **attrs), strict=True):
                 if x.order in path and gx is not None:
@@ -111,14 +111,14 @@ def sweep(
             k = x.order
             if k not in path:
                 continue
-            collector = op.collectors[i]
-            if collector is not None:
-                uses = waiting.setdefault(k, {}).setdefault(collector, [])
-                uses.append((g, values, attrs))
-                continue
-            rule = op.rules[i]
-            if rule is not None:
-                arrive(x, rule(g, y, *values, **attrs) if attrs else rule(g, y, *values))
+            if op.collectors[i] is not None:
+                waiting[k][op.collectors[i]].append((g, values, attrs))
+            elif op.rules[i] is not None:
+                gx = op.rules[i](g, y, *values, **attrs) if attrs else op.rules[i](g, y, *values)
+                if k in sums:
+                    arrive(x, gx)
+                else:
+                    sums[k] = gx
     return found
 
 

@@ -90,9 +90,12 @@ def split(x: Any, sections: int, axis: int = -1) -> list[Any]:
         raise ShapeError(
             f"split: axis {axis} of {x.shape} cannot be cut into {sections} equal parts"
         )
-    return [
-        ops.part(x, axis=axis, start=k, stop=k + width) for k in range(0, width * sections, width)
+    cuts = [
+        {"axis": axis, "start": k, "stop": k + width} for k in range(0, width * sections, width)
     ]
+    if isinstance(x, Tensor):  # four times a step of an LSTM: without asking who records
+        return [x.__record__(ops.part, x, (), cut) for cut in cuts]
+    return [ops.part(x, **cut) for cut in cuts]
 
 
 def stack(parts: Sequence[Any], axis: int = 0) -> Any:

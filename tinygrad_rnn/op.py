@@ -57,6 +57,8 @@ class Op:
         Which inputs are indices or masks: these keep their integer or boolean type.
     doc : str or None
         One sentence on what it computes.
+    reads_output, reads_inputs : bool
+        Whether the rules read values of theirs, and not only shapes and types.
     linear : bool
         Linear in its differentiable inputs jointly (or, with two, in each).
     complex_safe : bool
@@ -65,7 +67,7 @@ class Op:
 
     __slots__ = (
         "collectors", "complex_safe", "differentiable", "doc", "formula", "forward", "linear",
-        "name", "rule_all", "rules", "selects", "signature",
+        "name", "reads_inputs", "reads_output", "rule_all", "rules", "selects", "signature",
     )  # fmt: skip
 
     def __init__(
@@ -77,12 +79,14 @@ class Op:
         name: str | None = None,
         doc: str | None = None,
         selects: slice = slice(0),
+        reads: str = "output inputs",
         linear: bool = False,
         complex_safe: bool = True,
     ) -> None:
         self.name, self.doc = name or forward.__name__, doc or forward.__doc__
         self.forward, self.signature, self.formula = forward, signature, formula
         self.selects, self.linear, self.complex_safe = selects, linear, complex_safe
+        self.reads_output, self.reads_inputs = "output" in reads, "inputs" in reads
         self.differentiable = False
         self.rules: tuple[Rule | None, ...] = ()
         self.rule_all: Rule | None = None
@@ -104,8 +108,7 @@ class Op:
 
     def collect(self, k: int, collector: Rule) -> None:
         """Let the gradients of all uses of one array as input `k` wait and become one call."""
-        before = self.collectors
-        self.collectors = (*before[:k], collector, *before[k + 1 :])
+        self.collectors = (*self.collectors[:k], collector, *self.collectors[k + 1 :])
 
     @overload
     def __call__(self, x: R, *more: Any, **attrs: Any) -> R: ...

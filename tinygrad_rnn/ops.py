@@ -8,11 +8,11 @@ gradient before un-broadcasting and never writes in place.
 
 from __future__ import annotations
 
-import builtins
 import contextvars
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -31,37 +31,41 @@ ARRAY = "array"  # in an index: the next positional array stands here
 _BINARY = "(),()->()"
 _UNARY = "()->()"
 
-add = primitive(_BINARY, "x + y", doc="Sum of two arrays, element by element.", linear=True)(np.add)
+add = primitive(
+    _BINARY, "x + y", doc="Sum of two arrays, element by element.", linear=True, reads=""
+)(np.add)
 add.vjp(lambda g, z, x, y: g, lambda g, z, x, y: g)
 
-sub = primitive(_BINARY, "x - y", name="sub", doc="Difference, element by element.", linear=True)(
-    np.subtract
-)
+sub = primitive(
+    _BINARY, "x - y", name="sub", doc="Difference, element by element.", linear=True, reads=""
+)(np.subtract)
 sub.vjp(lambda g, z, x, y: g, lambda g, z, x, y: -g)
 
-mul = primitive(_BINARY, "x * y", name="mul", doc="Product, element by element.", linear=True)(
-    np.multiply
-)
+mul = primitive(
+    _BINARY, "x * y", name="mul", doc="Product, element by element.", linear=True, reads="inputs"
+)(np.multiply)
 mul.vjp(lambda g, z, x, y: g * y, lambda g, z, x, y: g * x)
 
 div = primitive(_BINARY, "x / y", name="div", doc="Quotient, element by element.")(np.divide)
 div.vjp(lambda g, z, x, y: g / y, lambda g, z, x, y: -g * z / y)
 
-neg = primitive(_UNARY, "-x", name="neg", doc="Each element with its sign changed.", linear=True)(
-    np.negative
-)
+neg = primitive(
+    _UNARY, "-x", name="neg", doc="Each element with its sign changed.", linear=True, reads=""
+)(np.negative)
 neg.vjp(lambda g, y, x: -g)
 
-exp = primitive(_UNARY, "exp(x)", doc="e to the power of each element.")(np.exp)
+exp = primitive(_UNARY, "exp(x)", doc="e to the power of each element.", reads="output")(np.exp)
 exp.vjp(lambda g, y, x: g * y)
 
-log = primitive(_UNARY, "log(x)", doc="Natural logarithm of each element.")(np.log)
+log = primitive(_UNARY, "log(x)", doc="Natural logarithm of each element.", reads="inputs")(np.log)
 log.vjp(lambda g, y, x: g / x)
 
-sqrt = primitive(_UNARY, "sqrt(x)", doc="Square root of each element.")(np.sqrt)
+sqrt = primitive(_UNARY, "sqrt(x)", doc="Square root of each element.", reads="output")(np.sqrt)
 sqrt.vjp(lambda g, y, x: g * 0.5 / y)
 
-tanh = primitive(_UNARY, "tanh(x)", doc="Hyperbolic tangent of each element.")(np.tanh)
+tanh = primitive(_UNARY, "tanh(x)", doc="Hyperbolic tangent of each element.", reads="output")(
+    np.tanh
+)
 tanh.vjp(lambda g, y, x: g - g * (y * y))
 
 
@@ -78,7 +82,7 @@ _quiet = _Quiet()
 _ONE = {t: np.array(1, t) for t in "efdg"}  # a 0-d array is a constant at half a float's cost
 
 
-@primitive(_UNARY, "1 / (1 + exp(-x))")
+@primitive(_UNARY, "1 / (1 + exp(-x))", reads="output")
 def sigmoid(x: Array) -> Array:
     """Logistic function of each element: 0 and 1 to the bit where it saturates."""
     if x.dtype.kind == "c":  # a complex exp overflows to nan + nan j
@@ -101,12 +105,20 @@ pow.vjp(
 )
 
 abs = primitive(
-    _UNARY, "|x|", name="abs", doc="Absolute value of each element.", complex_safe=False
+    _UNARY,
+    "|x|",
+    name="abs",
+    doc="Absolute value of each element.",
+    complex_safe=False,
+    reads="inputs",
 )(np.absolute)
 abs.vjp(lambda g, y, x: where(x > 0, g, where(x < 0, -g, 0.0)))
 
 maximum = primitive(
-    _BINARY, "max(x, y)", doc="The larger of two elements; a tie shares its gradient."
+    _BINARY,
+    "max(x, y)",
+    doc="The larger of two elements; a tie shares its gradient.",
+    reads="inputs",
 )(np.maximum)
 maximum.vjp(
     lambda g, z, x, y: where(x > y, g, where(x == y, g * 0.5, 0.0)),
@@ -114,7 +126,10 @@ maximum.vjp(
 )
 
 minimum = primitive(
-    _BINARY, "min(x, y)", doc="The smaller of two elements; a tie shares its gradient."
+    _BINARY,
+    "min(x, y)",
+    doc="The smaller of two elements; a tie shares its gradient.",
+    reads="inputs",
 )(np.minimum)
 minimum.vjp(
     lambda g, z, x, y: where(x < y, g, where(x == y, g * 0.5, 0.0)),
@@ -127,6 +142,7 @@ where: Op = primitive(
     doc="Elements of y where the mask x holds, else elements of z.",
     selects=slice(1),
     linear=True,
+    reads="inputs",
 )(np.where)
 where.vjp(
     None,
@@ -145,7 +161,7 @@ equal = primitive(_BINARY, "x == y", doc="Whether x == y, element by element.")(
 not_equal = primitive(_BINARY, "x != y", doc="Whether x != y, element by element.")(np.not_equal)
 
 
-@primitive(None, "x", linear=True, complex_safe=False)
+@primitive(None, "x", linear=True, complex_safe=False, reads="")
 def astype(x: Array, dtype: Any) -> Array:
     """Convert to another number type; the gradient is converted back."""
     return x.astype(dtype)
@@ -156,7 +172,11 @@ astype.vjp(lambda g, y, x, dtype: astype(g, dtype=x.dtype))
 # --- products --------------------------------------------------------------------------------
 
 matmul = primitive(
-    "(m?,n),(n,p?)->(m?,p?)", "x y", doc="Matrix product, as NumPy's ``@``.", linear=True
+    "(m?,n),(n,p?)->(m?,p?)",
+    "x y",
+    doc="Matrix product, as NumPy's ``@``.",
+    linear=True,
+    reads="inputs",
 )(np.matmul)
 
 
@@ -185,18 +205,14 @@ def _matmul_uses(y: Any, uses: Sequence[Use]) -> Any:
         return total([unbroadcast(_matmul_y(g, None, *inputs), y.shape) for g, inputs, _ in uses])
     x = [_rows(inputs[0]) for _, inputs, _ in uses]
     g = [_rows(g) for g, _, _ in uses]
-    width = builtins.max(
-        1, _BLOCK // builtins.max(1, g[0].size)
-    )  # uses of one product: what fits into the cache
-    return total(
-        [
-            concat(*x[k : k + width]).T @ concat(*g[k : k + width])
-            for k in range(0, len(uses), width)
-        ]
-    )
+    if len(uses) == 1:
+        return x[0].T @ g[0]
+    width = 1 + _CACHED // (1 + g[0].size)  # as many uses at once as stay in the cache
+    cuts = [slice(k, k + width) for k in range(0, len(uses), width)]
+    return total([concat(*x[cut]).T @ concat(*g[cut]) for cut in cuts])
 
 
-_BLOCK = 1 << 18  # elements of the gradients that are laid side by side at once
+_CACHED = 1 << 18  # elements: a megabyte of float32
 
 
 def _rows(x: Any) -> Any:
@@ -213,7 +229,7 @@ matmul.collect(1, _matmul_uses)
 # --- reductions ------------------------------------------------------------------------------
 
 
-@primitive(None, "sum(x)", linear=True)
+@primitive(None, "sum(x)", linear=True, reads="")
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Sum over all elements, over one axis or over several."""
     return np.asarray(np.sum(x, axis=axis, keepdims=keepdims))
@@ -241,7 +257,7 @@ def _max_x(g: Any, y: Any, x: Any, axis: Axis = None, keepdims: bool = False) ->
 max.vjp(_max_x)
 
 
-@primitive(None, "log softmax(x)")
+@primitive(None, "log softmax(x)", reads="output")
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """Logarithm of softmax along one axis: one op because exp(1e4) would overflow between two."""
     x = x - np.max(x, axis=axis, keepdims=True)
@@ -262,7 +278,7 @@ def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
 # --- shape -----------------------------------------------------------------------------------
 
 
-@primitive(None, "broadcast(x)", linear=True)
+@primitive(None, "broadcast(x)", linear=True, reads="")
 def broadcast(x: Array, shape: tuple[int, ...]) -> Array:
     """Repeat along new axes and along axes of length 1, as NumPy broadcasts."""
     return np.broadcast_to(x, shape)
@@ -271,7 +287,7 @@ def broadcast(x: Array, shape: tuple[int, ...]) -> Array:
 broadcast.vjp(lambda g, y, x, shape: g)  # `grad` un-broadcasts, for this op as for all
 
 
-@primitive(None, "reshape(x)", linear=True)
+@primitive(None, "reshape(x)", linear=True, reads="")
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     """Give the same elements another shape."""
     return x.reshape(shape)
@@ -280,7 +296,7 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
 reshape.vjp(lambda g, y, x, shape: g.reshape(x.shape))
 
 
-@primitive(None, "x^T", linear=True)
+@primitive(None, "x^T", linear=True, reads="")
 def transpose(x: Array, axes: tuple[int, ...] | None = None) -> Array:
     """Permute the axes; without `axes` reverse them."""
     return np.transpose(x, axes)
@@ -295,13 +311,13 @@ transpose.vjp(
 # --- parts and wholes: each reads what its adjoint adds up -------------------------------------
 
 
-@primitive(None, "x[index]", selects=slice(1, None), linear=True)
+@primitive(None, "x[index]", selects=slice(1, None), linear=True, reads="inputs")
 def getitem(x: Array, *arrays: Array, index: Index) -> Array:
     """Read a part of x by a basic or an advanced index; its arrays are passed one by one."""
     return np.asarray(x[_fill(index, iter(arrays))])
 
 
-@primitive(None, "0[i] += x", linear=True)
+@primitive(None, "0[i] += x", linear=True, reads="inputs")
 def scatter(*parts: Array, index: tuple[Index, ...], shape: tuple[int, ...]) -> Array:
     """Add the parts into zeros, each at its index; the arrays of the indices follow the parts."""
     arrays = iter(parts[len(index) :])
@@ -370,7 +386,7 @@ scatter.selects = slice(0, None)  # its arrays of integers stay what they are; p
 scatter.vjp_all(_scatter_all)
 
 
-@primitive(None, "x[i]", selects=slice(1, None), linear=True)
+@primitive(None, "x[i]", selects=slice(1, None), linear=True, reads="inputs")
 def take(x: Array, i: Array) -> Array:
     """Read the rows of x that the integers in i name: the look-up of an embedding."""
     return np.asarray(x[i])
@@ -392,24 +408,25 @@ take.collect(0, _take_uses)
 _ALL = slice(None)
 
 
-@primitive(None, "x[start:stop]", linear=True)
+@primitive(None, "x[start:stop]", linear=True, reads="")
 def part(x: Array, axis: int, start: int, stop: int) -> Array:
     """Read the slice start:stop along one axis: what ``split`` returns and ``concat`` undoes."""
-    return x[(_ALL,) * axis + (slice(start, stop),)]
+    return np.asarray(x[_part_index(axis, start, stop)])
 
 
-@primitive(None, "[x; y; ...]", linear=True)
+@primitive(None, "[x; y; ...]", linear=True, reads="")
 def concat(*parts: Array, axis: int = 0) -> Array:
     """Lay arrays side by side along an axis they have."""
     return np.concatenate(parts, axis)
 
 
-@primitive(None, "[x, y, ...]", linear=True)
+@primitive(None, "[x, y, ...]", linear=True, reads="")
 def stack(*parts: Array, axis: int = 0) -> Array:
     """Lay arrays of one shape side by side along a new axis."""
     return np.stack(parts, axis)
 
 
+@lru_cache(maxsize=1024)
 def _part_index(axis: int, start: int, stop: int) -> Index:
     return (_ALL,) * axis + (slice(start, stop),)
 
@@ -417,13 +434,14 @@ def _part_index(axis: int, start: int, stop: int) -> Index:
 def _part_uses(x: Any, uses: Sequence[Use]) -> Any:
     """Let the parts of one array meet: side by side where they tile it, else added into zeros."""
     axis, at = uses[0][2]["axis"], 0
-    for _, _, attrs in reversed(uses):  # the sweep meets the newest first
-        if attrs["axis"] != axis or attrs["start"] != at:
+    uses = uses[::-1]  # the sweep met the newest first
+    for _, _, attrs in uses:
+        if attrs["start"] != at or attrs["axis"] != axis:
             break
         at = attrs["stop"]
     else:
         if at == x.shape[axis]:
-            return concat(*[g for g, _, _ in reversed(uses)], axis=axis)
+            return concat(*[g for g, _, _ in uses], axis=axis)
     index = tuple([_part_index(**attrs) for _, _, attrs in uses])
     return scatter(*[g for g, _, _ in uses], index=index, shape=x.shape)
 

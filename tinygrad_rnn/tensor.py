@@ -16,7 +16,7 @@ from .inspection import agree, describe, explain, inspect, thaw, watch
 from .op import Array, Op
 from .scope import ALWAYS, thread
 
-_next_order = count().__next__
+next_order = count().__next__
 _nothing: dict[str, Any] = {}
 _NUMBERS = (bool, int, float, complex)  # np.float64 is a float too, but meets arrays as an array
 
@@ -109,7 +109,7 @@ class Tensor:
         self.data = data
         self.op, self.inputs, self.attrs = None, (), _nothing
         self.requires_grad, self.retains_grad = requires_grad, False
-        self.order = _next_order()
+        self.order = next_order()
         self._grad: Array | None = None
         self.name, self.place = name, here.place
         if here.frozen is not None:
@@ -363,7 +363,7 @@ class Parameter(Tensor):
 
 # --- making nodes ------------------------------------------------------------------------------
 
-_new = object.__new__
+_new, _ndarray = object.__new__, np.ndarray
 
 
 def _node(
@@ -371,8 +371,8 @@ def _node(
 ) -> Tensor:
     here = thread.scope
     t: Tensor = _new(Tensor)
-    t.data = data if type(data) is np.ndarray else np.asarray(data)
-    t.order = _next_order()
+    t.data = data if type(data) is _ndarray else np.asarray(data)
+    t.order = next_order()
     t._grad = t.name = None
     t.retains_grad = False
     t.place = here.place

@@ -3,7 +3,8 @@
 from . import init
 from .cells import Cell, GRUCell, LSTMCell, RNNCell
 from .layers import Dropout, Embedding, LayerNorm, Linear, Readout, Sequential, from_lecture
-from .recurrent import GRU, LSTM, RNN, Recurrent
+from .recurrent import Recurrent
+from .stacked import GRU, LSTM, RNN
 
 __all__ = [
     "GRU",

@@ -16,8 +16,7 @@ from ..ops import sigmoid, tanh
 from ..scope import mark
 from ..tensor import Parameter, Tensor
 from . import init
-
-State = Any  # one Tensor, or any tuple of Tensors
+from .states import State, as_tensors, structure
 
 
 class Cell(Module):
@@ -104,15 +103,13 @@ class Cell(Module):
 
     def affine(self, x: Tensor | None, h: Tensor | None = None) -> Tensor:
         """Return a = x W_x + b + h W_h, equation (6), without the terms that are absent."""
-        terms = [] if x is None else [x @ self.W_x]
-        terms += [self.b] if hasattr(self, "b") else []
-        terms += [] if h is None else [h @ self.W_h]
-        if not terms:
-            return Tensor(np.zeros(self.W_h.shape[1], self.dtype))
-        a = terms[0]
-        for term in terms[1:]:
-            a = a + term
-        return a
+        a = None if x is None else x @ self.W_x
+        b = getattr(self, "b", None)
+        if b is not None:
+            a = b if a is None else a + b
+        if h is not None:
+            a = h @ self.W_h if a is None else a + h @ self.W_h
+        return Tensor(np.zeros(self.W_h.shape[1], self.dtype)) if a is None else a
 
     def _astype(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
@@ -121,23 +118,6 @@ class Cell(Module):
         gates = self.W_h.shape[1] // self.hidden_size if hasattr(self, "W_h") else 1
         width = f"{gates}H" if gates > 1 else "H"
         return {"W_x": f"D * {width}", "W_h": f"H * {width}", "b": width}
-
-
-def as_tensors(state: Any, dtype: npt.DTypeLike | None = None) -> State:
-    """Return a state with its arrays as Tensors, real ones in `dtype` where it is given."""
-    if isinstance(state, tuple):
-        return tuple([as_tensors(s, dtype) for s in state])
-    if isinstance(state, Tensor):
-        return state
-    a = np.asarray(state)
-    return Tensor(a if dtype is None or a.dtype.kind == "c" else a.astype(dtype))
-
-
-def structure(state: Any) -> str:
-    """Return a state's structure and shapes as text: ``((3, 4), (3, 4))``."""
-    if isinstance(state, tuple):
-        return "(" + ", ".join([structure(s) for s in state]) + ")"
-    return str(np.shape(state))
 
 
 def _same(x: Tensor) -> Tensor:

@@ -12,11 +12,14 @@ from ..functional import dropout, embedding, layer_norm
 from ..module import Module
 from ..tensor import Parameter, Tensor
 from . import init
-from .recurrent import RNN, Recurrent
+from .recurrent import Recurrent
+from .stacked import RNN
 
 
 def _input(x: Any, dtype: np.dtype[Any]) -> Tensor:
     """Return x as a Tensor; plain real numbers in `dtype`."""
+    if isinstance(x, tuple) and x and isinstance(x[0], Tensor):
+        raise TypeError("x is a tuple: a recurrent layer returns (out, state); pass on out")
     if isinstance(x, Tensor):
         return x if x.dtype.kind in "fc" else x.astype(dtype)
     a = np.asarray(x)

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import ops
 from ..errors import DtypeError, ShapeError, StateError
 from ..functional import dropout_mask, stack
 from ..inspection import where
+from ..memory import release
 from ..module import Module
 from ..op import Array
-from ..scope import Call, Place, at, scope
-from ..tensor import Tensor
-from .cells import Cell, GRUCell, LSTMCell, RNNCell, State, as_tensors, structure
+from ..scope import NEEDED, Call, Place, at, scope
+from ..tensor import Tensor, next_order
+from .cells import Cell
+from .states import (
+    State,
+    as_tensors,
+    choose,
+    first_of,
+    holds_tensors,
+    keep_past_end,
+    leaves,
+    map_state,
+    name_initial,
+    nest,
+    structure,
+    to_tensor,
+)  # fmt: skip
 
 DIRECTIONS = ("fwd", "rev")
 Trace = dict[str, Tensor]
+_WORTH_RELEASING = 1 << 12  # elements of an output; the walk over a step costs as much as 10 ops
 
 
 class _Input(NamedTuple):
@@ -55,6 +70,7 @@ class Recurrent(Module):
 
     Examples
     --------
+    >>> from tinygrad_rnn.nn import GRUCell, RNNCell
     >>> layer = Recurrent([RNNCell(3, 4, rng=0), GRUCell(4, 2, rng=0)])
     >>> out, (h_rnn, h_gru) = layer(np.ones((5, 1, 3)))
     >>> out.shape, h_rnn.shape, h_gru.shape
@@ -88,7 +104,7 @@ class Recurrent(Module):
 
     def forward(
         self,
-        x: Any,
+        x: Any = None,
         state: State = None,
         *,
         lengths: Any = None,
@@ -129,7 +145,7 @@ class Recurrent(Module):
         StateError
             For a state of the wrong structure.
         """
-        state = _nest(state)
+        state = nest(state)
         given = self._read(x, state, lengths, steps)
         here = scope()
         call = here.place.call if here.place and here.place.step is None else Call(self.path)
@@ -187,16 +203,24 @@ class Recurrent(Module):
                 continue
             if traced is not None:
                 here.marks = marked[t] = {}
+            since = next_order()
             result = cell.step(inputs[t], state)
             if first:
                 _check_step(cell, result, state)
             y, new = result
             if first:
-                _name_initial(state, new)
+                name_initial(state, new)
                 first = False
             if inside is not None:
-                y, new = _choose(inside, y, 0.0), _keep_past_end(inside, new, state)
+                y, new = choose(inside, y, 0.0), keep_past_end(inside, new, state)
             outputs[t], state = y, new
+            if (
+                y.requires_grad
+                and y.size >= _WORTH_RELEASING
+                and here.mode == NEEDED
+                and here.frozen is None
+            ):
+                release([y, *leaves(new)], since)
         here.place, here.marks = Place(place[0]), None
         blank = next((y for y in outputs if y is not None), None)
         if blank is None:  # all sequences have length 0
@@ -316,7 +340,7 @@ class Recurrent(Module):
 
     def _check_batch(self, state: State, unbatched: bool, N: int, T: int, read: str) -> None:
         """Raise where the state belongs to a batch of another size, which is that of time."""
-        shape, axis = np.shape(_first(state)), self._state_axes - 2
+        shape, axis = np.shape(first_of(state)), self._state_axes - 2
         if not unbatched and len(shape) > axis + 1 and shape[axis] == T != N:
             raise StateError(
                 f"{type(self).__name__}: the state has N={T}, but {read}"
@@ -334,7 +358,7 @@ class Recurrent(Module):
 
     def _batch_of_state(self, state: State) -> tuple[int, bool]:
         """Return N and whether a state is without a batch; N = 1 without a state."""
-        array, axes = _first(state), self._state_axes
+        array, axes = first_of(state), self._state_axes
         if array is None:
             return 1, False
         shape = np.shape(array)
@@ -368,9 +392,11 @@ class Recurrent(Module):
         if state is None:
             return as_tensors(template)
         if given.unbatched:
-            state = _map(lambda s: s.reshape((1, *s.shape)), _map(_to_tensor(cell.dtype), state))
+            state = map_state(
+                lambda s: s.reshape((1, *s.shape)), map_state(to_tensor(cell.dtype), state)
+            )
         else:
-            state = _map(_to_tensor(cell.dtype), state)
+            state = map_state(to_tensor(cell.dtype), state)
         if structure(state) != structure(template):
             raise StateError(
                 f"{type(self).__name__}: the state of {place} is {structure(state)}, "
@@ -380,7 +406,7 @@ class Recurrent(Module):
 
     def _join_state(self, finals: list[State], given: _Input) -> State:
         if given.unbatched:
-            finals = [_map(lambda s: s.reshape(s.shape[1:]), s) for s in finals]
+            finals = [map_state(lambda s: s.reshape(s.shape[1:]), s) for s in finals]
         return finals[0] if len(finals) == 1 else tuple(finals)
 
     def _join(self, outputs: list[Any], given: _Input) -> Any:
@@ -398,11 +424,13 @@ def _steps(x: Tensor) -> list[Tensor | None]:
     here = scope()
     before = here.place
     call = before.call if before else Call("")
+    plain = not x.requires_grad and here.mode == NEEDED  # a read of it would not be recorded
     steps: list[Tensor | None] = []
     for t in range(x.shape[0]):
         here.place = Place(call, 0, DIRECTIONS[0], t)
-        steps.append(x[t])
-        steps[t].name = "x"  # type: ignore[union-attr]
+        step = Tensor(x.data[t]) if plain else x[t]
+        step.name = "x"
+        steps.append(step)
     here.place = before
     return steps
 
@@ -431,7 +459,7 @@ def _check_cells(who: str, pairs: list[tuple[Any, ...]]) -> None:
 
 def _check_step(cell: Cell, result: Any, state: State) -> None:
     """Raise where a step does not return an output and a state like the one it was given."""
-    if not isinstance(result, tuple) or len(result) != 2 or not _holds_tensors(result):
+    if not isinstance(result, tuple) or len(result) != 2 or not holds_tensors(result):
         parts = result if isinstance(result, tuple) else (result,)
         raise StateError(
             f"{type(cell).__name__}.step{where()}: returned "
@@ -444,64 +472,6 @@ def _check_step(cell: Cell, result: Any, state: State) -> None:
         )
 
 
-def _choose(inside: Array, new: Tensor, old: Any) -> Tensor:
-    """Return `new` for the sequences that are inside, `old` for the others."""
-    return ops.where(inside.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
-
-
-def _keep_past_end(inside: Array, new: State, old: State) -> State:
-    if isinstance(new, tuple):
-        return tuple([_keep_past_end(inside, a, b) for a, b in zip(new, old, strict=True)])
-    return _choose(inside, new, old)
-
-
-def _holds_tensors(state: Any) -> bool:
-    if isinstance(state, tuple):
-        return all(_holds_tensors(s) for s in state)
-    return isinstance(state, Tensor)
-
-
-def _first(state: Any) -> Any:
-    """Return the first array of a state; None where there is none."""
-    while isinstance(state, tuple):
-        state = state[0] if state else None
-    return state
-
-
-def _nest(state: Any) -> Any:
-    """Return a state with its lists as tuples; a list of numbers is an array."""
-    if isinstance(state, list):
-        if not any(isinstance(s, tuple | np.ndarray | Tensor) for s in state):
-            return np.asarray(state)
-        state = tuple(state)
-    return tuple([_nest(s) for s in state]) if isinstance(state, tuple) else state
-
-
-def _map(f: Any, state: Any) -> Any:
-    if isinstance(state, tuple):
-        return tuple([_map(f, s) for s in state])
-    return f(state)
-
-
-def _to_tensor(dtype: np.dtype[Any]) -> Any:
-    def convert(s: Any) -> Tensor:
-        if isinstance(s, Tensor):
-            return s
-        a = np.asarray(s)
-        return Tensor(a if a.dtype.kind == "c" else a.astype(dtype))
-
-    return convert
-
-
-def _name_initial(old: State, new: State) -> None:
-    """Call an initial state after what the first step calls its successor: h0 for h."""
-    if isinstance(old, tuple):
-        for a, b in zip(old, new, strict=True):
-            _name_initial(a, b)
-    elif old.name is None and new.name is not None:
-        old.name = f"{new.name}0"
-
-
 def _stack_marks(name: str, marked: list[dict[str, Any]], valid: Array | None) -> Tensor:
     """Stack one marked value over time, zero past the end of each sequence."""
     some = next(marks[name] for marks in marked if name in marks)
@@ -509,175 +479,8 @@ def _stack_marks(name: str, marked: list[dict[str, Any]], valid: Array | None) -
     values = [marks.get(name, blank) for marks in marked]
     if valid is not None:
         values = [
-            v if inside.all() or len(inside) != (v.shape or (0,))[0] else _choose(inside, v, 0.0)
+            v if inside.all() or len(inside) != (v.shape or (0,))[0] else choose(inside, v, 0.0)
             for v, inside in zip(values, valid, strict=True)
         ]
     stacked: Tensor = stack(values)
     return stacked
-
-
-class _Stacked(Recurrent):
-    """The common part of RNN, LSTM and GRU: layers of one size, states stacked as in PyTorch."""
-
-    _state_axes = 3
-
-    def __init__(
-        self,
-        cell: Callable[..., Cell],
-        input_size: int,
-        hidden_size: int,
-        num_layers: int,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-        rng: Any,
-        **settings: Any,
-    ) -> None:
-        if num_layers < 1:
-            raise ValueError(f"{type(self).__name__}: num_layers={num_layers} must be 1 or more")
-        rng = np.random.default_rng(rng)
-        directions = 2 if bidirectional else 1
-        sizes = [input_size] + [hidden_size * directions] * (num_layers - 1)
-        layers = [
-            tuple([cell(D, hidden_size, rng=rng, **settings) for _ in range(directions)])
-            for D in sizes
-        ]
-        super().__init__(layers, batch_first=batch_first, dropout=dropout, rng=rng)  # type: ignore[arg-type]
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.bidirectional = bidirectional
-
-    def _split_state(self, state: State, given: _Input) -> list[State]:
-        if state is None:
-            return super()._split_state(None, given)
-        cells = list(self.cells())
-        template = cells[0][2].initial_state(given.batch)
-        N = () if given.unbatched else (given.batch,)
-        shape = (len(cells), *N, self.hidden_size)
-        expected = f"({shape}, {shape})" if isinstance(template, tuple) else str(shape)
-        if structure(state) != expected:
-            raise StateError(
-                f"{type(self).__name__}: the state is {structure(state)}, expected {expected}, "
-                f"that is (layers * directions{'' if given.unbatched else ', N'}, H)"
-            )
-        state = _map(_to_tensor(cells[0][2].dtype), state)
-        parts = [_map(lambda s, k=k: s[k], state) for k in range(len(cells))]
-        return super()._split_state(parts[0] if len(parts) == 1 else tuple(parts), given)
-
-    def _join_state(self, finals: list[State], given: _Input) -> State:
-        joined = super()._join_state(finals, given)
-        parts = [joined] if len(finals) == 1 else joined
-        if isinstance(parts[0], tuple):
-            return tuple([stack(component) for component in zip(*parts, strict=True)])
-        return stack(parts)
-
-
-class RNN(_Stacked):
-    """Plain recurrent layer, h(t) = phi(x(t) W_x + b + h(t-1) W_h): equations (2), (6), (7).
-
-    The arguments and their order are PyTorch's.  ``layer(x, state=None, *, lengths=None,
-    steps=None, trace=False)`` as ``Recurrent``; states are (layers * directions, N, H).
-
-    Parameters
-    ----------
-    input_size, hidden_size : int
-        D and H.
-    num_layers : int
-    bias, batch_first : bool
-    dropout : float
-        Between layers.
-    bidirectional : bool
-    activation : {"tanh", "relu", "identity"} or callable
-    dtype : dtype
-    rng : int or numpy.random.Generator, optional
-
-    Examples
-    --------
-    >>> out, h = RNN(3, 4, rng=0)(np.ones((5, 2, 3)))
-    >>> out.shape, h.shape
-    ((5, 2, 4), (1, 2, 4))
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        activation: Any = "tanh",
-        dtype: npt.DTypeLike = np.float32,
-        rng: Any = None,
-    ) -> None:
-        if isinstance(bias, str):  # PyTorch's RNN, and no other layer of it, has one here
-            raise TypeError(
-                f"RNN: bias is a bool; pass the activation by name: activation={bias!r}"
-            )
-        super().__init__(
-            RNNCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
-            bias=bias, activation=activation, dtype=dtype,
-        )  # fmt: skip
-
-
-class LSTM(_Stacked):
-    """Long short-term memory, equations (L1) to (L6) as in ``LSTMCell``; arguments as of ``RNN``.
-
-    The state is (h, c), each (layers * directions, N, H).
-
-    Examples
-    --------
-    >>> layer = LSTM(3, 4, num_layers=2, bidirectional=True, rng=0)
-    >>> out, (h, c), trace = layer(np.ones((5, 2, 3)), lengths=[5, 3], trace=True)
-    >>> out.shape, h.shape, trace["L1.rev.f"].shape
-    ((5, 2, 8), (4, 2, 4), (5, 2, 4))
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        dtype: npt.DTypeLike = np.float32,
-        rng: Any = None,
-    ) -> None:
-        super().__init__(
-            LSTMCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
-            bias=bias, dtype=dtype,
-        )  # fmt: skip
-
-
-class GRU(_Stacked):
-    """Gated recurrent unit, equations as in ``GRUCell``; arguments as of ``RNN``.
-
-    Examples
-    --------
-    >>> out, h = GRU(3, 4, reset_after=False, rng=0)(np.ones((5, 3)))
-    >>> out.shape, h.shape
-    ((5, 4), (1, 4))
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        reset_after: bool = True,
-        dtype: npt.DTypeLike = np.float32,
-        rng: Any = None,
-    ) -> None:
-        super().__init__(
-            GRUCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
-            bias=bias, reset_after=reset_after, dtype=dtype,
-        )  # fmt: skip

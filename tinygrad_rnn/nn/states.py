@@ -1,0 +1,101 @@
+"""States: one Tensor, or any tuple of Tensors and tuples; what is done to all of them alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import ops
+from ..op import Array
+from ..tensor import Tensor
+
+State = Any  # one Tensor, or any tuple of Tensors
+
+
+def choose(inside: Array, new: Tensor, old: Any) -> Tensor:
+    """Return `new` for the sequences that are inside, `old` for the others."""
+    return ops.where(inside.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+
+def keep_past_end(inside: Array, new: State, old: State) -> State:
+    """Return the state after a step: `new` for the sequences inside, else `old`."""
+    if isinstance(new, tuple):
+        return tuple([keep_past_end(inside, a, b) for a, b in zip(new, old, strict=True)])
+    return choose(inside, new, old)
+
+
+def holds_tensors(state: Any) -> bool:
+    """Return whether a state is made of Tensors and tuples alone."""
+    if isinstance(state, tuple):
+        return all(holds_tensors(s) for s in state)
+    return isinstance(state, Tensor)
+
+
+def first_of(state: Any) -> Any:
+    """Return the first array of a state; None where there is none."""
+    while isinstance(state, tuple):
+        state = state[0] if state else None
+    return state
+
+
+def nest(state: Any) -> Any:
+    """Return a state with its lists as tuples; a list of numbers is an array."""
+    if isinstance(state, list):
+        if not any(isinstance(s, tuple | np.ndarray | Tensor) for s in state):
+            return np.asarray(state)
+        state = tuple(state)
+    return tuple([nest(s) for s in state]) if isinstance(state, tuple) else state
+
+
+def map_state(f: Any, state: Any) -> Any:
+    """Return a state with `f` applied to each array."""
+    if isinstance(state, tuple):
+        return tuple([map_state(f, s) for s in state])
+    return f(state)
+
+
+def to_tensor(dtype: np.dtype[Any]) -> Any:
+    """Return what makes Tensors of arrays, plain real numbers in `dtype`."""
+
+    def convert(s: Any) -> Tensor:
+        if isinstance(s, Tensor):
+            return s
+        a = np.asarray(s)
+        return Tensor(a if a.dtype.kind == "c" else a.astype(dtype))
+
+    return convert
+
+
+def name_initial(old: State, new: State) -> None:
+    """Call an initial state after what the first step calls its successor: h0 for h."""
+    if isinstance(old, tuple):
+        for a, b in zip(old, new, strict=True):
+            name_initial(a, b)
+    elif old.name is None and new.name is not None:
+        old.name = f"{new.name}0"
+
+
+def structure(state: Any) -> str:
+    """Return a state's structure and shapes as text: ``((3, 4), (3, 4))``."""
+    if isinstance(state, tuple):
+        return "(" + ", ".join([structure(s) for s in state]) + ")"
+    return str(np.shape(state))
+
+
+def as_tensors(state: Any, dtype: npt.DTypeLike | None = None) -> State:
+    """Return a state with its arrays as Tensors, real ones in `dtype` where it is given."""
+    if isinstance(state, tuple):
+        return tuple([as_tensors(s, dtype) for s in state])
+    if isinstance(state, Tensor):
+        return state
+    a = np.asarray(state)
+    return Tensor(a if dtype is None or a.dtype.kind == "c" else a.astype(dtype))
+
+
+def leaves(state: State) -> list[Tensor]:
+    """Return the Tensors of a state, in order."""
+    if isinstance(state, tuple):
+        return [t for s in state for t in leaves(s)]
+    return [state]
