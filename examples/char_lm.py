@@ -9,8 +9,8 @@ nats per character, beside counting characters (unigram) and pairs of them (bigr
     python examples/char_lm.py --resume                # goes on from the checkpoint
     python examples/char_lm.py --hidden 256 --epochs 10
 
-Where other programs keep the cores busy, OPENBLAS_NUM_THREADS=1 in the environment makes it many
-times faster: these matrices are small, and threads would wait for each other.
+NumPy's matrix products run on one thread unless OPENBLAS_NUM_THREADS says otherwise: these matrices
+are small, and where other programs keep the cores busy, threads would wait for each other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import os
 import shlex
 import sys
 import time
@@ -25,6 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded
 
 import numpy as np
 

@@ -40,3 +40,5 @@ def test_the_readme_runs(tmp_path, monkeypatch):
             shown = re.fullmatch(r"(.+?)\s+# -> (.+)", line)
             if shown:
                 assert repr(eval(shown[1], session)) == shown[2]
+    picture = (ROOT / "examples" / "unrolled.dot").read_text()
+    assert (tmp_path / "unrolled.dot").read_text() == picture  # the one at the top, as .svg

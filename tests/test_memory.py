@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.op_cases import ALL, DIFFERENTIABLE, case_of
+from tests.op_cases import ALL, CASES, DIFFERENTIABLE
 from tinygrad_rnn import Tensor, debug, graph, mark, nn, record
 from tinygrad_rnn.memory import _blank, keep_freed
 from tinygrad_rnn.nn import recurrent
@@ -30,7 +30,7 @@ def backward_parts(op, g, y, inputs, attrs):
 def test_rules_read_only_what_the_op_says(name, data):
     """With NaN in the place of what an op does not read, its gradients are the same bits."""
     op = ALL[name]
-    case = data.draw(case_of(op))
+    case = data.draw(CASES[name])
     y = np.asarray(op.forward(*case.inputs, **case.attrs))
     g = np.ones(y.shape, y.dtype)
     expected = backward_parts(op, g, y, case.inputs, case.attrs)

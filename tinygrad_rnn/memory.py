@@ -64,7 +64,7 @@ def release(outputs: Iterable[Any], since: int) -> None:
     for k in inner:
         if k not in read and _references(inner, k) == references[k] + _OURS:
             node = inner[k]
-            if node.name is None and not node.op.reads_output:
+            if node.op is not None and node.name is None and not node.op.reads_output:
                 node.data = _blank(node.data.shape, node.data.dtype)
             node = None
 

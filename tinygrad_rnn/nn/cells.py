@@ -23,7 +23,9 @@ class Cell(Module):
     """Base of recurrent cells: ``step(x, state) -> (output, state)``.
 
     A state is one array or any tuple of arrays; it is passed and returned, never kept.
-    By default it is one array (N, H) that starts at zero.
+    By default it is one array (N, H) that starts at zero.  ``mark(...)`` names the values of a
+    step that shall be found later: after a step, a layer releases large unnamed ones that no
+    gradient rule reads and that nobody else holds.
 
     Parameters
     ----------
