@@ -132,7 +132,7 @@ def test_a_state_of_a_wrong_structure():
     expected = "expected ((1, 2, 4), (1, 2, 4)), that is (layers * directions, N, H)"
     with says(StateError, "LSTM: the state is (1, 2, 4), " + expected):
         layer()(zeros(5, 2, D), zeros(1, 2, H))
-    with says(StateError, "GRU: the state is ((1, 2, 4)), expected (1, 2, 4)"):
+    with says(StateError, "GRU: the state is ((1, 2, 4),), expected (1, 2, 4)"):
         layer(GRU)(zeros(5, 2, D), (zeros(1, 2, H),))
     with says(StateError, "RNN: the state is (), expected (1, 1, 4)"):
         RNN(0, H, rng=0)(None, (), steps=3)

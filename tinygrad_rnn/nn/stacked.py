@@ -52,7 +52,7 @@ class _Stacked(Recurrent):
         template = cells[0][2].initial_state(given.batch)
         N = () if given.unbatched else (given.batch,)
         shape = (len(cells), *N, self.hidden_size)
-        expected = f"({shape}, {shape})" if isinstance(template, tuple) else str(shape)
+        expected = (shape, shape) if isinstance(template, tuple) else shape
         if structure(state) != expected:
             raise StateError(
                 f"{type(self).__name__}: the state is {structure(state)}, expected {expected}, "

@@ -77,11 +77,11 @@ def name_initial(old: State, new: State) -> None:
         old.name = f"{new.name}0"
 
 
-def structure(state: Any) -> str:
-    """Return a state's structure and shapes as text: ``((3, 4), (3, 4))``."""
+def structure(state: Any) -> tuple[Any, ...]:
+    """Return a state's shapes, nested as it is: ``((3, 4), (3, 4))``."""
     if isinstance(state, tuple):
-        return "(" + ", ".join([structure(s) for s in state]) + ")"
-    return str(np.shape(state))
+        return tuple([structure(s) for s in state])
+    return state.shape if isinstance(state, Tensor) else np.shape(state)
 
 
 def as_tensors(state: Any, dtype: npt.DTypeLike | None = None) -> State:
