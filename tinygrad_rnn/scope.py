@@ -85,13 +85,15 @@ def scope() -> Scope:
 
 
 @contextmanager
-def _mode(mode: int) -> Iterator[None]:
+def _set(name: str, value: Any) -> Iterator[None]:
+    """Let one thing of the scope be otherwise inside."""
     here = thread.scope
-    before, here.mode = here.mode, mode
+    before = getattr(here, name)
+    setattr(here, name, value)
     try:
         yield
     finally:
-        here.mode = before
+        setattr(here, name, before)
 
 
 @contextmanager
@@ -105,7 +107,7 @@ def no_grad() -> Iterator[None]:
     >>> y.requires_grad
     False
     """
-    with _mode(NEVER):
+    with _set("mode", NEVER):
         yield
 
 
@@ -119,19 +121,15 @@ def record() -> Iterator[None]:
     >>> y.op
     <op mul: x * y>
     """
-    with _mode(ALWAYS):
+    with _set("mode", ALWAYS):
         yield
 
 
 @contextmanager
 def at(place: Place | None) -> Iterator[None]:
     """Make the nodes inside at `place`."""
-    here = thread.scope
-    before, here.place = here.place, place
-    try:
+    with _set("place", place):
         yield
-    finally:
-        here.place = before
 
 
 def mark(**values: Any) -> None:
@@ -175,8 +173,9 @@ def identify(order: Iterable[Any]) -> dict[int, str]:
 
 def _unused(name: str, used: dict[str, int]) -> str:
     """Return `name`, with a number where it was given before, and note that it is given."""
-    count = used[name] = used.get(name, 0) + 1
-    if count == 1:
-        return name
-    numbered = f"{name}_{count}"
-    return _unused(name, used) if numbered in used else _unused(numbered, used)
+    new = name
+    while new in used:
+        used[name] += 1
+        new = f"{name}_{used[name]}"
+    used[new] = 1
+    return new
