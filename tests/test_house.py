@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinygrad_rnn"
 
 FLOORS = {
-    "errors": 1, "op": 1, "graph": 1, "scope": 1, "files": 1, "archive": 1,
+    "errors": 1, "arrays": 1, "op": 1, "graph": 1, "scope": 1, "files": 1, "archive": 1,
     "memory": 1,
     "ops": 2, "inspection": 2,
     "autodiff": 3,

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from . import graph
+from .arrays import Array
 from .errors import GraphError, ShapeError
 from .inspection import describe
-from .op import Array, Rule, Use
+from .op import Rule, Use
 from .ops import unbroadcast
 
 Watch = Callable[[Any, Any], None]  # called with a node and the gradient that arrived at it
@@ -90,7 +91,7 @@ def sweep(
         g = sums.pop(k, None)
         if g is None:
             continue
-        if (g.size != data.size or g.ndim != data.ndim or not g.size) and g.shape != data.shape:
+        if g.shape != data.shape:
             g = unbroadcast(g, data.shape)
             own.add(k)
         if watch is not None:
@@ -107,14 +108,14 @@ def sweep(
                 if x.order in path and gx is not None:
                     arrive(x, gx)
             continue
-        for i, x in enumerate(xs):
+        for x, rule, collector in zip(xs, op.rules, op.collectors):  # noqa: B905  strict is slow
             k = x.order
             if k not in path:
                 continue
-            if op.collectors[i] is not None:
-                waiting[k][op.collectors[i]].append((g, values, attrs))
-            elif op.rules[i] is not None:
-                gx = op.rules[i](g, y, *values, **attrs) if attrs else op.rules[i](g, y, *values)
+            if collector is not None:
+                waiting[k][collector].append((g, values, attrs))
+            elif rule is not None:
+                gx = rule(g, y, *values, **attrs) if attrs else rule(g, y, *values)
                 if k in sums:
                     arrive(x, gx)
                 else:

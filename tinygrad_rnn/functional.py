@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.array_utils import normalize_axis_index
 
 from . import ops
 from .errors import ShapeError
@@ -58,6 +59,7 @@ def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:
     10000.6931
     """
     top = ops.max(x, axis=axis, keepdims=True)
+    top = ops.where(ops.abs(top) < np.inf, top, 0.0)  # of infinities alone, the sum says it
     y = log(ops.sum(exp(x - top), axis=axis, keepdims=True)) + top
     return y if keepdims else ops.sum(y, axis=axis)  # of one element: drops the axis
 
@@ -84,8 +86,8 @@ def split(x: Any, sections: int, axis: int = -1) -> list[Any]:
     >>> split(np.array([1.0, 2.0, 3.0, 4.0]), 2)
     [array([1., 2.]), array([3., 4.])]
     """
-    axis = axis % x.ndim
-    width, rest = divmod(x.shape[axis], sections)
+    axis = normalize_axis_index(axis, x.ndim)
+    width, rest = divmod(x.shape[axis], sections) if sections > 0 else (0, 1)
     if rest:
         raise ShapeError(
             f"split: axis {axis} of {x.shape} cannot be cut into {sections} equal parts"
@@ -116,7 +118,8 @@ def unbind(x: Any, axis: int = 0) -> list[Any]:
     >>> unbind(np.array([[1, 2], [3, 4]]), axis=1)
     [array([1, 3]), array([2, 4])]
     """
-    at = (slice(None),) * (axis % x.ndim)
+    axis = normalize_axis_index(axis, x.ndim)
+    at = (slice(None),) * axis
     return [x[(*at, k)] if at else x[k] for k in range(x.shape[axis])]
 
 
@@ -290,11 +293,15 @@ def cross_entropy(
         raise ShapeError("cross_entropy: logits need an axis of classes")
     V = logits.shape[-1]
     _warn_of_probabilities(logits.data if isinstance(logits, Tensor) else logits)
-    log_y = log_softmax(logits, axis=-1)
     targets = _target(targets, logits.dtype)
     counts = np.ones(logits.shape[:-1], bool) if mask is None else np.asarray(mask, bool)
     if counts.shape != logits.shape[:-1]:
         raise ShapeError(f"cross_entropy: mask {counts.shape} does not fit logits {logits.shape}")
+    if ignore_index is not None and targets.shape == counts.shape:
+        counts = counts & (np.asarray(targets) != ignore_index)
+    if not counts.all():
+        logits = ops.where(counts[..., None], logits, 0.0)  # whatever it is, it does not count
+    log_y = log_softmax(logits, axis=-1)
     if targets.shape == logits.shape:
         if ignore_index is not None:
             raise ShapeError(
@@ -303,8 +310,6 @@ def cross_entropy(
         losses = -ops.sum(targets * ops.where(targets != 0, log_y, 0.0), axis=-1)
     elif targets.shape == logits.shape[:-1]:
         ids = np.asarray(targets)
-        if ignore_index is not None:
-            counts = counts & (ids != ignore_index)
         ids = _ids(np.where(counts, ids, 0) if ids.dtype.kind in "iu" else ids, V, "cross_entropy")
         rows = np.arange(ids.size)
         losses = -ops.reshape(

@@ -29,7 +29,7 @@ def reach(order: Iterable[Any], roots: Iterable[Any]) -> set[int]:
     """
     reached = {t.order for t in roots}
     for t in order:
-        if t.op is not None and t.op.differentiable:
+        if t.op is not None and t.op.differentiable and t.data.dtype.kind in "fc":
             rules = t.op.rules or t.inputs
             for x, rule in zip(t.inputs, rules, strict=False):
                 if rule is not None and x.order in reached:

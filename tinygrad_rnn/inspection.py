@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
+from .arrays import Array
 from .errors import DtypeError, NonFiniteError, ShapeError
-from .op import Array, Op
+from .op import Op
 from .scope import Place, scope
 
 
@@ -39,8 +40,8 @@ def debug() -> Iterator[None]:
         with np.errstate(all="ignore"):  # what NumPy would warn of is an error here
             yield
     finally:
-        thaw(here.frozen)
-        here.frozen = before
+        frozen, here.frozen = here.frozen, before
+        thaw(frozen)
 
 
 def describe(t: Any) -> str:
@@ -108,7 +109,7 @@ def inspect(
             + ", ".join([describe(x) for x in bad or inputs])
         )
     for a in [x.data for x in (t, *t.inputs)] if t.op else []:
-        if a.flags.writeable:
+        if a.flags.writeable and (a.base is None or isinstance(a.base, np.ndarray)):
             a.flags.writeable = False
             frozen.append(a)
 
@@ -116,7 +117,8 @@ def inspect(
 def thaw(frozen: list[Array] | None) -> None:
     """Let the arrays be written to again."""
     for a in sorted(frozen or (), key=lambda a: a.base is not None):  # a base before its views
-        a.flags.writeable = True
+        with suppress(ValueError):  # what belongs to another library may not be given back
+            a.flags.writeable = True
     if frozen:
         frozen.clear()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .op import Array
+from .arrays import Array
 
 KEPT = 1 << 28  # bytes; 256 MB
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # their numbers in glibc's malloc.h

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import archive
+from .arrays import Array
 from .errors import CheckpointError, DtypeError, StateError
-from .op import Array
 from .scope import Call, Place, at, scope
-from .tensor import Parameter
+from .tensor import Parameter, Tensor
 
 M = TypeVar("M", bound="Module")
 
@@ -46,6 +46,12 @@ class Module:
     path: str = ""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        before = vars(self).get(name)
+        if isinstance(before, Parameter) and type(value) is Tensor:
+            raise TypeError(
+                f"{name} is a Parameter and would be lost: change its array, as in "
+                f"{name}.data -= rate * {name}.grad, or assign a Parameter"
+            )
         object.__setattr__(self, name, value)
         for full, child in _registered(name, value):
             if isinstance(child, Parameter):

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, overload
 
-import numpy as np
-import numpy.typing as npt
+from .arrays import Array, array
 
-Array = npt.NDArray[Any]
 Rule = Callable[..., Any]
 
 
@@ -126,7 +124,7 @@ class Op:
                 if record is not None:
                     break
             else:
-                return self.forward(np.asarray(x), *more, **attrs)
+                return self.forward(array(x), *more, **attrs)
         return record(self, x, more, attrs)
 
     def __repr__(self) -> str:

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DtypeError
-from .op import Array, Op, Use, primitive
+from .arrays import Array
+from .errors import DtypeError, ShapeError
+from .op import Op, Use, primitive
 
 Axis = int | tuple[int, ...] | None
 Index = Any  # what stands in the brackets of x[...], each array in it replaced by ARRAY
@@ -74,7 +75,7 @@ class _Quiet(threading.local):
 
     def __init__(self) -> None:
         context = contextvars.copy_context()
-        context.run(np.seterr, over="ignore")
+        context.run(np.seterr, over="ignore", under="ignore")
         self.run = context.run
 
 
@@ -269,7 +270,7 @@ log_softmax.vjp(lambda g, y, x, axis=-1: g - exp(y) * sum(g, axis=axis, keepdims
 
 def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     """Return the shape of a reduction over `axis` that keeps its axes with length 1."""
-    if axis is None:
+    if axis is None or not shape:
         return (1,) * len(shape)
     axes = {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
     return tuple([1 if a in axes else n for a, n in enumerate(shape)])
@@ -430,6 +431,8 @@ def stack(*parts: Array, axis: int = 0) -> Array:
 
 @lru_cache(maxsize=1024)
 def _part_index(axis: int, start: int, stop: int) -> Index:
+    if axis < 0:
+        raise ValueError(f"part: axis={axis} must count from 0")
     return (_ALL,) * axis + (slice(start, stop),)
 
 
@@ -479,6 +482,8 @@ def total(gradients: Sequence[Any]) -> Any:
 def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     """Sum `g` over the axes along which an operand of `shape` was broadcast."""
     lead = g.ndim - len(shape)
+    if lead < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[lead:], strict=True)):
+        raise ShapeError(f"a gradient rule returned {g.shape} for an input of shape {shape}")
     axes = tuple(range(lead)) + tuple(
         [i + lead for i, n in enumerate(shape) if n == 1 and g.shape[i + lead] != 1]
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .op import Array
+from .arrays import Array
 
 NEVER, NEEDED, ALWAYS = 0, 1, 2  # what is recorded
 
@@ -122,6 +122,13 @@ def record() -> Iterator[None]:
     <op mul: x * y>
     """
     with _set("mode", ALWAYS):
+        yield
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Record what requires a gradient, also inside ``no_grad()``: a transform needs its graph."""
+    with _set("mode", max(thread.scope.mode, NEEDED)):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -11,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from . import autodiff, graph, ops
+from .arrays import Array, array, numbers
 from .errors import DtypeError, GraphError, ShapeError
 from .inspection import agree, describe, explain, inspect, thaw, watch
-from .op import Array, Op
+from .op import Op
 from .scope import ALWAYS, thread
 
 next_order = count().__next__
+_adding = threading.Lock()  # threads may share parameters
 _nothing: dict[str, Any] = {}
-_NUMBERS = (bool, int, float, complex)  # np.float64 is a float too, but meets arrays as an array
 
 
 # --- the node ----------------------------------------------------------------------------------
@@ -66,7 +68,8 @@ class Tensor:
     grad : ndarray or None
         Of the shape and dtype of `data`; ``backward()`` adds to it.
     op, inputs, attrs : Op or None, tuple of Tensor, dict
-        How it was made; a leaf has no op and no inputs.
+        How it was made; a leaf has no op and no inputs.  Inner nodes of a layer's step may have
+        been released (``Cell``); inside ``record()`` all are kept.
     order : int
         Counts creations: a topological order.
     place : Place or None
@@ -97,14 +100,11 @@ class Tensor:
     attrs: dict[str, Any]
 
     def __init__(self, data: Any, requires_grad: bool = False, name: str | None = None) -> None:
-        data = data.data if isinstance(data, Tensor) else np.asarray(data)
+        data = data.data if isinstance(data, Tensor) else array(data)
         if data.dtype.kind not in "biufc":
             raise DtypeError(f"Tensor: data is {data.dtype}, not numbers")
         if requires_grad and data.dtype.kind not in "fc":
-            raise DtypeError(
-                f"Tensor: {data.dtype} data cannot require a gradient; convert it: "
-                f"Tensor(np.asarray(data, np.float32), requires_grad=True)"
-            )
+            raise DtypeError(f"Tensor: {data.dtype} data cannot require a gradient; use np.float32")
         here = thread.scope
         self.data = data
         self.op, self.inputs, self.attrs = None, (), _nothing
@@ -341,10 +341,10 @@ class Tensor:
         path, kept = {t.order for t in order}, {t.order for t in keep}
         found = autodiff.sweep(order, path, seeds, kept, watch=watch())
         for t in keep:
-            g = found.get(t.order)
-            if g is not None:
-                g = autodiff.of_dtype(g, t.data.dtype)
-                t._grad = g if t._grad is None else np.asarray(t._grad + g)  # 0-d sums are scalars
+            if t.order in found:
+                g = autodiff.of_dtype(found[t.order], t.data.dtype)
+                with _adding:  # a 0-d sum is a scalar of NumPy's
+                    t._grad = g if t._grad is None else np.asarray(t._grad + g)
         thaw(thread.scope.frozen)
 
 
@@ -415,6 +415,8 @@ def constant(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, np.ndarray | np.generic):
         return Tensor(value)
     dtype: Any = like.data.dtype
+    if type(value) not in (bool, int, float, complex):  # np.float64 is a float, but no weak one
+        return Tensor(numbers(value, dtype))
     if dtype.kind not in "fc" or isinstance(value, complex):
-        dtype = np.result_type(dtype, value) if type(value) in _NUMBERS else None
+        dtype = np.result_type(dtype, value)
     return Tensor(np.asarray(value, dtype))

@@ -1,7 +1,8 @@
 """Gradients of recorded nodes, and of functions: ``vjp``, ``jvp``, ``hvp``, ``jacobian``.
 
 The transforms of functions have JAX's signatures.  What goes in comes out: called with arrays
-they return arrays, called with a Tensor they return Tensors that were recorded, so that they nest.
+they return arrays, called with a Tensor that requires a gradient they return Tensors that were
+recorded, so that they nest.  What a function closes over counts as a constant.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from . import autodiff, ops
+from .arrays import Array
 from .errors import GraphError, ShapeError
-from .inspection import describe, watch
-from .op import Array
-from .scope import at
+from .inspection import describe, thaw, watch
+from .scope import at, recording, scope
 from .tensor import Tensor
 
 Function = Callable[..., Any]
@@ -85,7 +86,9 @@ def grad(outputs: Any, wrt: Any, gradients: Any = None, create_graph: bool = Fal
         seeds = [_seed(y, g, create_graph) for y, g in zip(outs, weights, strict=True)]
         found = autodiff.gradients(outs, targets, seeds, create_graph, watch(create_graph))
         back = [_of(t, g, create_graph) for t, g in zip(targets, found, strict=True)]
-    if not create_graph:  # a node that is asked for twice gets two arrays
+    if not create_graph:
+        thaw(scope().frozen)
+        # a node that is asked for twice gets two arrays
         back = [g.copy() if any(g is b for b in back[:k]) else g for k, g in enumerate(back)]
     return back[0] if one else back
 
@@ -121,10 +124,13 @@ def _zeros(t: Tensor, create_graph: bool) -> Any:
 
 def _enter(values: Sequence[Any]) -> tuple[list[Tensor], bool]:
     """Return new leaves of the values, and whether one of them is to be differentiated through."""
-    nested = any(isinstance(x, Tensor) for x in values)
-    if nested:  # a product with one is a node of its own that still leads to the Tensor it was
-        return [x * 1 if isinstance(x, Tensor) else _leaf(x) for x in values], True
-    return [_leaf(x) for x in values], False
+    with recording():  # a product with one is a node of its own that leads to what it was
+        return [x * 1 if _open(x) else _leaf(x) for x in values], any(_open(x) for x in values)
+
+
+def _open(x: Any) -> bool:
+    """Whether `x` is a Tensor through which an outer transform, or the caller, differentiates."""
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 def _leaf(x: Any) -> Tensor:
@@ -164,7 +170,8 @@ def vjp(f: Function, *xs: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
 
 
 def _call(f: Function, leaves: Sequence[Tensor]) -> Any:
-    y = f(*leaves)
+    with recording():
+        y = f(*leaves)
     if not isinstance(y, Tensor) and not (
         isinstance(y, list | tuple) and all(isinstance(z, Tensor) for z in y)
     ):
@@ -176,7 +183,8 @@ def _grad_or_zeros(y: Any, leaves: Sequence[Tensor], gradients: Any, create_grap
     """Return gradients at `leaves`, zeros where the output depends on none of them."""
     if all(z.op is None and not any(z is t for t in leaves) for z in _listed(y)[0]):
         return [_zeros(t, create_graph) for t in leaves]
-    return grad(y, leaves, gradients, create_graph)
+    with recording():
+        return grad(y, leaves, gradients, create_graph)
 
 
 def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
@@ -191,7 +199,8 @@ def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
 
     def value_and_gradient(*xs: Any, **kwargs: Any) -> tuple[Any, Any]:
         chosen = (argnums,) if isinstance(argnums, int) else argnums
-        leaves, nested = _enter([xs[k] for k in chosen])
+        leaves, _ = _enter([xs[k] for k in chosen])
+        nested = any(_open(x) for x in xs)
         args = list(xs)
         for k, leaf in zip(chosen, leaves, strict=True):
             args[k] = leaf
@@ -218,14 +227,17 @@ def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
         t if isinstance(t, Tensor) else np.asarray(t, x.dtype if not np.iscomplexobj(t) else None)
         for x, t in zip(leaves, tangents, strict=True)
     ]
-    nested = nested or any(isinstance(t, Tensor) for t in tangents)
+    for x, t in zip(leaves, tangents, strict=True):
+        if x.shape != t.shape:
+            raise ShapeError(f"jvp: the tangent of an input {x.shape} cannot be {t.shape}")
+    nested = nested or any(_open(t) for t in tangents)
     y = _call(f, leaves)
     outs, single = _listed(y)
     cotangents = [Tensor(np.zeros(z.shape, z.dtype), requires_grad=True) for z in outs]
     back = _grad_or_zeros(outs, leaves, cotangents, True)
-    linear = [(g, t) for g, t in zip(back, tangents, strict=True) if g.op is not None]
+    linear = [(g, t) for g, t in zip(back, tangents, strict=True) if g.requires_grad]
     dy = (
-        grad([g for g, _ in linear], cotangents, [t for _, t in linear], nested)
+        _grad_or_zeros([g for g, _ in linear], cotangents, [t for _, t in linear], nested)
         if linear
         else [_zeros(z, nested) for z in outs]
     )
@@ -260,7 +272,7 @@ def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
 
     def matrix(*xs: Any) -> Any:
         chosen = (argnums,) if isinstance(argnums, int) else argnums
-        nested = any(isinstance(xs[k], Tensor) for k in chosen)
+        nested = any(_open(x) for x in xs)
 
         def of_chosen(*values: Any) -> Any:
             args = list(xs)
@@ -271,15 +283,20 @@ def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
         y, pullback = vjp(of_chosen, *[xs[k] for k in chosen])
         if not isinstance(y, Tensor | np.ndarray):
             raise GraphError("jacobian: the function must return one Tensor")
-        rows = [pullback(e.reshape(y.shape)) for e in np.eye(y.size, dtype=y.dtype)]
+        units = [e.reshape(y.shape) for e in np.eye(y.size, dtype=y.dtype)]
+        rows = [pullback(Tensor(e) if nested else e) for e in units]
         columns = [
-            _stack(column, nested).reshape((*y.shape, *np.shape(xs[k])))
-            for k, column in zip(chosen, zip(*rows, strict=True), strict=True)
+            _stack(column, nested, xs[k]).reshape((*y.shape, *np.shape(xs[k])))
+            for i, k in enumerate(chosen)
+            for column in [[row[i] for row in rows]]
         ]
         return columns[0] if isinstance(argnums, int) else tuple(columns)
 
     return matrix
 
 
-def _stack(rows: Sequence[Any], nested: bool) -> Any:
+def _stack(rows: Sequence[Any], nested: bool, x: Any) -> Any:
+    """Lay the rows of a Jacobian on each other; the output may be empty."""
+    if not rows:
+        return np.zeros((0, *np.shape(x)))
     return ops.stack(*rows) if nested else np.stack(rows)
