@@ -76,6 +76,8 @@ def main(argv: list[str] | None = None) -> float:
     args = parser.parse_args(argv)
 
     letters = sorted(set(args.text))
+    if len(letters) < 2:
+        parser.error(f"--text {args.text!r}: expected at least two different characters")
     one_hot = F.one_hot([letters.index(a) for a in args.text], len(letters), np.float64)
     x, d = one_hot[:-1], one_hot[1:]
     rng = np.random.default_rng(args.seed)

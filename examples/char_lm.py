@@ -127,13 +127,27 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint", type=Path, metavar="PATH", help="file (default: char_lm.npz in --out)")
     add("--resume", action="store_true", help="continue from the checkpoint if there is one")
     add("--quiet", action="store_true", help="print only the result")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 < args.temperature < math.inf:
+        parser.error(f"--temperature {args.temperature}: expected a number above 0")
+    if args.sample < 0:
+        parser.error(f"--sample {args.sample}: expected 0 or more")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Do all of it; return the exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return run(read_arguments(words), words)
+    except KeyboardInterrupt:
+        print("stopped; --resume goes on from the last checkpoint, if there is one")
+        return 130
+
+
+def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Train, measure, write and draw; return the exit status."""
     begin = time.perf_counter()
-    args = read_arguments(argv)
     say = (lambda *_: None) if args.quiet else print
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.checkpoint or args.out / "char_lm.npz"
@@ -180,7 +194,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for epoch, value in history.validation.items():
         say(f"epoch {epoch}: validation {value:.3f} nats per character")
     if history.interrupted:
-        words = sys.argv[1:] if argv is None else list(argv)
         command = ["python", "examples/char_lm.py", *words] + ["--resume"] * (not args.resume)
         print(f"stopped after step {len(history.step)}; to go on: {shlex.join(command)}")
         return 130

@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.steps < 2:
+        parser.error(f"--steps {args.steps}: expected at least 2, one for each number of the sum")
 
     rng = np.random.default_rng(args.seed)
     model = Adder(args.hidden, rng)

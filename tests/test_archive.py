@@ -6,6 +6,10 @@ import io
 import json
 import os
 import pickle
+import re
+import stat
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -178,11 +182,21 @@ def test_arrays_that_need_a_pickle_are_refused(tmp_path, array):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["a\0b", "a\\b", archive.HEADER, 3])
+@pytest.mark.parametrize(
+    "name",
+    ["a\0b", "a\\b", archive.HEADER, 3, "\ud800", "a" * 60_001, "µ" * 30_001],
+    ids=lambda name: ascii(name)[:9],
+)
 def test_names_that_no_member_can_have_are_refused(tmp_path, name):
     with pytest.raises(StateError, match=r"array name .* expected text without"):
         archive.write(tmp_path / "x", {name: np.zeros(2)})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_may_be_long(tmp_path):
+    name = "µ" * 30_000
+    archive.write(tmp_path / "x", {name: np.zeros(2)})
+    assert list(archive.read(tmp_path / "x")[0]) == [name]
 
 
 def test_meta_that_is_not_json_is_refused(tmp_path):
@@ -242,6 +256,44 @@ def test_a_save_that_fails_at_its_end_changes_nothing(file, monkeypatch, step, f
         archive.write(file, {"a": np.zeros(3)})
     assert file.read_bytes() == old
     assert list(file.parent.iterdir()) == [file]
+
+
+FILL = """
+import resource, sys
+import numpy as np
+from tinygrad_rnn import archive
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    archive.write(sys.argv[1], {"a": np.zeros(100_000)})
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX limits the size of a file")
+def test_a_file_that_may_not_grow_changes_nothing(file):
+    old = file.read_bytes()
+    command = [sys.executable, "-c", FILL, str(file)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"cannot save \(.*\); the old file is unchanged", said)
+    assert file.read_bytes() == old
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits are those of POSIX")
+def test_permissions_are_kept_and_new_files_follow_the_umask(file):
+    before = os.umask(0o027)
+    try:
+        new = file.with_name("new.npz")
+        archive.write(new, SAMPLE)
+        assert stat.S_IMODE(new.stat().st_mode) == 0o640
+        for mode in (0o600, 0o664, 0o444):
+            file.chmod(mode)
+            archive.write(file, {"mode": np.array(mode)})
+            assert stat.S_IMODE(file.stat().st_mode) == mode
+            assert archive.read(file)[0]["mode"] == mode
+    finally:
+        os.umask(before)
 
 
 def test_a_file_is_complete_and_on_disk_before_it_takes_the_name(file, monkeypatch):

@@ -82,6 +82,28 @@ def test_ctrl_c_and_resume_give_the_result_of_one_go(tmp_path, capsys, monkeypat
     assert {k: a.tobytes() for k, a in one.items()} == {k: a.tobytes() for k, a in other.items()}
 
 
+@pytest.mark.parametrize("stage", ["count_baselines", "sample", "draw"])
+def test_ctrl_c_outside_training_ends_in_a_line(tmp_path, capsys, monkeypatch, stage):
+    def pressed(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(char_lm, stage, pressed)
+    status, lines, _ = run(tmp_path, capsys, "--epochs=1")
+    assert status == 130
+    assert lines[-1].startswith("stopped; --resume goes on")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--temperature=0", "--temperature=-1", "--temperature=nan", "--sample=-1"]
+)
+def test_numbers_for_the_sample_are_checked_before_training(tmp_path, capsys, wrong):
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, capsys, wrong)
+    assert stop.value.code == 2
+    assert wrong.partition("=")[0] in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint_of_other_settings_is_said_in_a_line(tmp_path, capsys):
     run(tmp_path, capsys, "--epochs=1")
     with pytest.raises(SystemExit, match=r"cannot resume: .*shape"):

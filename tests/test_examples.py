@@ -48,6 +48,21 @@ def test_a_small_run_ends_in_a_result(name, capsys):
     assert result(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("bptt_by_hand", ["--text", "aa"]),
+        ("bptt_by_hand", ["--text", ""]),
+        ("custom_cell", ["--steps", "1"]),
+    ],
+)
+def test_arguments_without_a_problem_to_solve_are_refused(name, wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load(name).main(wrong)
+    assert stop.value.code == 2
+    assert f"error: {wrong[0]}" in capsys.readouterr().err
+
+
 def test_bptt_by_hand_and_by_tape_agree(capsys):
     load("bptt_by_hand").main([])
     assert result(capsys.readouterr().out)["difference"] <= 1e-12

@@ -322,6 +322,23 @@ def test_schedules_refuse_lengths_below_one(make):
         make()
 
 
+@pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "0.1", None])
+@pytest.mark.parametrize(
+    "make",
+    [
+        optim.constant,
+        lambda x: optim.step_decay(x, every=2, factor=0.5),
+        lambda x: optim.step_decay(0.1, every=2, factor=x),
+        lambda x: optim.cosine(x, steps=2),
+        lambda x: optim.cosine(0.1, steps=2, final=x),
+        lambda x: optim.warmup(x, 4),
+    ],
+)
+def test_schedules_refuse_what_is_no_rate(make, bad):
+    with pytest.raises((ValueError, TypeError), match="expected a number"):
+        make(bad)
+
+
 # --- misuse ----------------------------------------------------------------------------------
 
 W = Parameter(np.ones((2, 3)), name="W")

@@ -159,6 +159,24 @@ def test_a_list_of_batches_continues_where_it_was(tmp_path):
     assert all((model[k] == other[k]).all() for k in model)
 
 
+def test_generators_in_containers_continue(tmp_path):
+    def noisy(model, batch, state):
+        noise = sum(rng.standard_normal() for rng in (*model.rngs["a"], model.rngs["b"]))
+        return (model(batch) * noise).sum(), None
+
+    def run(**settings):
+        model = nn.Linear(1, 1, rng=0)
+        model.rngs = {"a": [np.random.default_rng(k) for k in (1, 2)]}
+        model.rngs["b"] = np.random.default_rng(3)
+        sgd = optim.SGD(model.parameters(), lr=0.1)
+        return fit(model, [np.ones((1, 1))] * 4, noisy, sgd, epochs=2, **settings)
+
+    path = tmp_path / "run.npz"
+    run(checkpoint=path, callbacks=[after(3)])
+    assert {"rngs.a.0", "rngs.a.1", "rngs.b"} <= set(archive.read(path)[1]["generators"])
+    assert run(checkpoint=path, resume=True) == run()
+
+
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])
 def test_every_generator_of_numpy_continues(tmp_path, kind):
     def make():
@@ -250,6 +268,24 @@ def test_ctrl_c_while_validating_ends_the_run_at_the_end_of_the_epoch():
     history = setup.fit(validation=Pressed(setup.validation))
     assert history.interrupted
     assert list(history.validation) == [1]
+
+
+def test_ctrl_c_in_a_validation_loss_ends_the_run_at_the_end_of_the_epoch(tmp_path, whole):
+    def pressed(model, batch, state):
+        if not model.training and not calls:
+            calls.append(os.kill(os.getpid(), signal.SIGINT))
+        return loss(model, batch, state)
+
+    calls, setup, path = [], Setup(), tmp_path / "run.npz"
+    history = fit(
+        setup.model, setup.batches, pressed, setup.optimizer, epochs=3, clip=0.5,
+        validation=setup.validation, checkpoint=path,
+    )  # fmt: skip
+    assert history.interrupted
+    assert len(history.loss) == 5
+    assert history.validation == {1: whole[0].validation[1]}
+    again = Setup()
+    assert (again.fit(checkpoint=path, resume=True), again.bytes()) == whole
 
 
 def test_a_second_ctrl_c_raises_at_once():
@@ -395,8 +431,15 @@ def test_a_place_for_checkpoints_is_tried_before_the_first_step(tmp_path):
         setup.fit(checkpoint=tmp_path / "missing" / "run.npz")
     with pytest.raises(IsADirectoryError, match="checkpoint"):
         setup.fit(checkpoint=tmp_path)
-    assert setup.bytes() == before
     assert list(tmp_path.iterdir()) == []
+    special = [os.devnull]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        special.append(tmp_path / "pipe")
+    for path in special:
+        with pytest.raises(OSError, match="checkpoint: it exists and is not a regular file"):
+            setup.fit(checkpoint=path, resume=True)
+    assert setup.bytes() == before
 
 
 def test_a_checkpoint_that_cannot_be_written_later_is_a_warning(tmp_path, whole):
@@ -600,6 +643,21 @@ def test_validation_that_is_the_training_data_is_refused():
         setup.fit(validation=setup.batches)
 
 
+def test_a_callback_that_loops_over_the_training_batches_is_refused(tmp_path):
+    setup = Setup()
+    with pytest.raises(StateError, match=r"callback of step 1 looped over batches.*make another"):
+        setup.fit(
+            checkpoint=tmp_path / "run.npz",
+            callbacks=[lambda step: evaluate(step.model, setup.batches, loss)],
+        )
+    assert not (tmp_path / "run.npz").exists()
+    setup = Setup()
+    with pytest.raises(StateError, match="step 1 looped over batches"):
+        setup.fit(callbacks=[lambda step: next(iter(setup.batches))])
+    other = Setup().batches
+    assert len(Setup().fit(callbacks=[lambda s: evaluate(s.model, other, loss)]).loss) == 15
+
+
 def test_checkpoints_need_batches_that_know_where_they_are(tmp_path):
     misuse("state.. and restore..", TypeError, batches={1: 2}, checkpoint=tmp_path / "run.npz")
 
@@ -679,6 +737,15 @@ def test_other_files_are_no_histories(tmp_path):
         ("e.csv", "step,epoch,loss,norm,lr,validation\n1,1,0.5\n"), ("f.json", "3"),
     ]:  # fmt: skip
         (tmp_path / name).write_text(text)
+        with pytest.raises(CheckpointError, match="not a history"):
+            History.load(tmp_path / name)
+    numbers = '{"step": [1], "epoch": [1], "loss": [1], "norm": [1], "lr": [1], "validation": '
+    for name, content in [
+        ("a.json", b"\xff\xfe{"), ("b.json", b"[" * 100_000), ("c.json", numbers.encode() + b"[]}"),
+        ("d.json", numbers.replace("[1]", "[1e400]", 1).encode() + b"{}}"), ("a.csv", b"\xff\xfe{"),
+        ("b.csv", b"x" * 200_000),
+    ]:  # fmt: skip
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match="not a history"):
             History.load(tmp_path / name)
     with pytest.raises(OSError, match="cannot save"):

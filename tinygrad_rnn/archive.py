@@ -19,6 +19,7 @@ from .files import replacing
 FORMAT = "tinygrad_rnn archive"
 VERSION = 1
 HEADER = "__tinygrad_rnn__"  # the member that lists the others and holds the meta data
+LONGEST = 60_000  # bytes of a name in UTF-8; a ZIP has room for 65,535
 KINDS = "biufcSUmM"  # of the dtypes that a .npy file stores faithfully without a pickle
 
 
@@ -38,7 +39,7 @@ def write(
         The file; a symbolic link is followed.
     arrays
         Arrays of any shape, of booleans, numbers, dates or fixed-width text, by name. Names may
-        hold dots and slashes, but no backslash and no NUL.
+        hold dots and slashes, but no backslash, NUL or lone surrogate, and 60,000 bytes of UTF-8.
     meta
         What JSON can hold; it comes back as JSON does, tuples as lists.
 
@@ -113,15 +114,23 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[st
 
 
 def _check(name: str, array: NDArray[Any]) -> None:
-    if not isinstance(name, str) or name == HEADER or "\0" in name or "\\" in name:
+    if not isinstance(name, str) or name == HEADER or not _is_member(name):
         raise StateError(
-            f"array name {name!r}: expected text without NUL and backslash, other than {HEADER!r}"
+            f"array name {name!r:.60}: expected text without NUL, backslash and lone surrogates, "
+            f"of at most {LONGEST:,} bytes, other than {HEADER!r}"
         )
     if array.dtype.kind not in KINDS or array.dtype.hasobject:
         raise DtypeError(
             f"array {name!r} has dtype {array.dtype}, which only a pickle could hold; "
             "expected booleans, numbers, dates or fixed-width text"
         )
+
+
+def _is_member(name: str) -> bool:
+    try:
+        return len(name.encode()) <= LONGEST and "\0" not in name and "\\" not in name
+    except UnicodeEncodeError:
+        return False
 
 
 def _write_members(stream: BinaryIO, members: Mapping[str, NDArray[Any]]) -> None:

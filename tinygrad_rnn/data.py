@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .errors import DtypeError, ShapeError, StateError
-from .vocabulary import IntArray, Vocabulary, as_ids, at_least
+from .vocabulary import IntArray, Vocabulary, as_array, as_ids, at_least
 
 Array = NDArray[Any]
 Seed = int | Sequence[int] | np.random.Generator | None
@@ -196,7 +196,7 @@ def batches(
     size = at_least("batch_size", batch_size, 1)
     if not arrays:
         raise TypeError("batches needs at least one array or list of samples")
-    axes = [axis] * len(arrays) if isinstance(axis, int) else list(axis)
+    axes = [axis] * len(arrays) if isinstance(axis, int | np.integer) else list(axis)
     if len(axes) != len(arrays):
         raise ValueError(f"{len(axes)} axes for {len(arrays)} columns: give one each, or one int")
     columns = [_Column(i, *pair) for i, pair in enumerate(zip(arrays, axes, strict=True))]
@@ -264,7 +264,8 @@ def windows(
     Raises
     ------
     ShapeError
-        `series` has no axis or more than two, or is shorter than one window and its target.
+        `series` is ragged, has no axis or more than two, or is shorter than one window and its
+        target.
     ValueError
         A number is less than 1, or `targets` is another word.
 
@@ -282,7 +283,7 @@ def windows(
     stride = at_least("stride", stride, 1)
     if targets not in ("next", "sequence"):
         raise ValueError(f"targets={targets!r}: expected 'next' or 'sequence'")
-    values = np.asarray(series)
+    values = as_array("series", series)
     if values.ndim not in (1, 2):
         raise ShapeError(f"series has shape {values.shape}: expected (T,) or (T, D)")
     if len(values) < length + horizon:
@@ -390,7 +391,7 @@ def pad(
     ShapeError
         There is no sequence or all are empty, one is a number or ragged, or their D differ.
     DtypeError
-        `value` is not an integer, but the sequences are.
+        The array cannot hold `value`: a fraction, NaN or 300 in one of uint8, 2 in one of booleans.
 
     Examples
     --------
@@ -417,8 +418,8 @@ def pad(
             )
     kind = np.result_type(*(array.dtype for array in typed.values())) if dtype is None else dtype
     out = np.empty((int(lengths.max()), len(arrays), *rest), kind)
-    if out.dtype.kind in "biu" and value != np.floor(np.real(value)):
-        raise DtypeError(f"value={value} cannot pad {out.dtype}: give an integer, or dtype=float")
+    if not _holds(out.dtype, value):
+        raise DtypeError(f"value={value} cannot pad {out.dtype}: give another value or dtype")
     out[...] = value
     for i, array in typed.items():
         out[: len(array), i] = array
@@ -454,11 +455,20 @@ def _draw_seed(rng: Seed) -> int:
     return int(np.random.default_rng(rng).integers(2**63))
 
 
+def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+    """Return whether an array keeps a number as it is, but for rounding."""
+    value = value.item() if isinstance(value, np.generic) else value  # compares exactly
+    if isinstance(value, complex):
+        return dtype.kind not in "biuf"
+    if dtype.kind == "b":
+        return value in (0, 1)
+    if dtype.kind in "iu":
+        return bool(np.iinfo(dtype).min <= value <= np.iinfo(dtype).max and value == int(value))
+    return True
+
+
 def _sequence(number: int, sequence: ArrayLike) -> Array:
-    try:
-        array = np.asarray(sequence)
-    except ValueError as error:
-        raise ShapeError(f"sequence {number} is ragged: {error}") from error
+    array = as_array(f"sequence {number}", sequence)
     if array.ndim == 0:
         raise ShapeError(f"sequence {number} is a single value: expected (T,) or (T, D)")
     return array

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,8 +16,8 @@ from typing import BinaryIO
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a draft that takes the place of the file at `path` once all of it is on the disk.
 
-    A symbolic link is followed.  Whatever interrupts it, the old file stays whole and no draft
-    is left behind.
+    A symbolic link is followed, and the permissions of an older file are kept.  Whatever
+    interrupts it, the old file stays whole and no draft is left behind.
 
     Raises
     ------
@@ -39,6 +40,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             code = errno.EISDIR if target.is_dir() else errno.EINVAL
             raise OSError(code, "it exists and is not a regular file")
         with draft.open("xb") as stream:
+            if target.exists():
+                shutil.copymode(target, draft)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

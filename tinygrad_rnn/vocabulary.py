@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -175,9 +175,17 @@ class Vocabulary(Generic[Text]):
         return ids
 
 
+def as_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Return what is not ragged as an array."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ShapeError(f"{name} is ragged: {error}") from error
+
+
 def as_ids(ids: ArrayLike) -> IntArray:
     """Return one sequence of ids as an array."""
-    array = np.asarray(ids)
+    array = as_array("the sequence of ids", ids)
     if array.ndim != 1:
         raise ShapeError(f"ids have shape {array.shape}: expected one sequence, (T,)")
     if array.size and array.dtype.kind not in "iu":

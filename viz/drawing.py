@@ -91,7 +91,7 @@ class Drawing:
         ValueError
             If the ending is none of these.
         RuntimeError
-            If ``dot`` is not installed, or fails.
+            If ``dot`` is not installed, cannot be run, or fails.
         OSError
             If the file cannot be written.
 

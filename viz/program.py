@@ -17,7 +17,7 @@ def render(source: str, kind: str) -> bytes:
     Raises
     ------
     RuntimeError
-        If ``dot`` is not installed, or fails.
+        If ``dot`` is not installed, cannot be run, or fails.
     TimeoutError
         If it took longer than ``TIMEOUT``; it was killed then.
     """
@@ -36,13 +36,16 @@ def render(source: str, kind: str) -> bytes:
     ):
         text.write(source.encode())
         text.seek(0)
-        process = subprocess.Popen(
-            [program, f"-T{kind}"],
-            stdin=text,
-            stdout=picture,
-            stderr=errors,
-            start_new_session=True,  # a group that can be killed as a whole
-        )
+        try:
+            process = subprocess.Popen(
+                [program, f"-T{kind}"],
+                stdin=text,
+                stdout=picture,
+                stderr=errors,
+                start_new_session=True,  # a group that can be killed as a whole
+            )
+        except OSError as error:
+            raise RuntimeError(f"dot cannot be run: {error}") from error
         try:
             code = process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -51,10 +54,11 @@ def render(source: str, kind: str) -> bytes:
             _kill(process)
         picture.seek(0)
         errors.seek(0)
-        if code != 0:
-            reason = errors.read().decode(errors="replace").strip()
+        content = picture.read()
+        if code != 0 or not content:
+            reason = errors.read().decode(errors="replace").strip() or "no picture"
             raise RuntimeError(f"dot failed with status {code}: {reason}")
-        return picture.read()
+        return content
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

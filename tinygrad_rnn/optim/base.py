@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import DtypeError, ShapeError, StateError
-from ..op import Array
 from ..tensor import Parameter
 
 Params: TypeAlias = Iterable[Parameter] | Iterable[Mapping[str, Any]]
@@ -88,7 +88,7 @@ class Optimizer:
     def lrs(self) -> tuple[float, ...]:
         """The learning rate of the next step, for each group."""
         rates = ((g["lr"](self.steps) if callable(g["lr"]) else g["lr"]) for g in self.groups)
-        return tuple(_number("lr", rate) for rate in rates)
+        return tuple(number("lr", rate) for rate in rates)
 
     @property
     def lr(self) -> float:
@@ -278,12 +278,13 @@ def _check_setting(label: str, value: Any, name: str) -> None:
         if not isinstance(value, Sequence) or len(value) != 2:
             raise TypeError(f"{label}: expected two numbers, got {value!r}")
         for beta in value:
-            _number(label, beta, below=1)
+            number(label, beta, below=1)
     elif not (name == "lr" and callable(value)):
-        _number(label, value, below=1 if name == "alpha" else math.inf)
+        number(label, value, below=1 if name == "alpha" else math.inf)
 
 
-def _number(label: str, value: Any, below: float = math.inf) -> float:
+def number(label: str, value: Any, below: float = math.inf) -> float:
+    """Return a number from 0 to below a bound."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{label}: expected a number, got {value!r}")
     if not 0 <= float(value) < below:

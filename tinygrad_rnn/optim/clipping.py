@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..op import Array
+from ..arrays import Array
 from ..tensor import Parameter
 from .base import parameters_of
 

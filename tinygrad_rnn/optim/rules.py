@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..op import Array
+from ..arrays import Array
 from .base import Optimizer, Params
 from .schedules import Schedule
 

@@ -1,9 +1,14 @@
-"""Learning rates as functions of the number of steps already taken: 0, 1, 2, ..."""
+"""Learning rates as functions of the number of steps already taken: 0, 1, 2, ...
+
+Rates and factors are numbers from 0, lengths whole numbers from 1; others are refused at once.
+"""
 
 import math
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any, TypeAlias
+
+from .base import number
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -14,6 +19,7 @@ def constant(lr: float) -> Schedule:
     >>> constant(0.1)(1000)
     0.1
     """
+    number("lr", lr)
     return lambda step: lr
 
 
@@ -23,6 +29,8 @@ def step_decay(lr: float, every: int, factor: float) -> Schedule:
     >>> [step_decay(1.0, every=2, factor=0.5)(k) for k in range(5)]
     [1.0, 1.0, 0.5, 0.5, 0.25]
     """
+    number("lr", lr)
+    number("factor", factor)
     _at_least_one("every", every)
     return lambda step: lr * factor ** (step // every)
 
@@ -36,6 +44,8 @@ def cosine(lr: float, steps: int, final: float = 0.0) -> Schedule:
     >>> [round(cosine(1.0, steps=4)(k), 3) for k in range(6)]
     [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
     """
+    number("lr", lr)
+    number("final", final)
     _at_least_one("steps", steps)
 
     def eta(step: int) -> float:

@@ -102,8 +102,9 @@ class History:
         """
         path = Path(path)
         ending = _ending(path)
-        text = path.read_text("utf-8")
+        content = path.read_bytes()
         try:
+            text = content.decode()
             if ending == ".json":
                 return cls._of(json.loads(text))
             head, *rows = list(csv.reader(io.StringIO(text)))
@@ -112,7 +113,7 @@ class History:
             validation = {int(row[1]): float(row[5]) for row in rows if row[5]}
             columns = [[row[k] for row in rows] for k in range(5)]
             return cls._of(dict(zip(_COLUMNS, columns, strict=True)) | {"validation": validation})
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except _NOT_A_HISTORY as error:
             raise CheckpointError(f"{path}: not a history ({error})") from error
 
     @classmethod
@@ -129,6 +130,10 @@ class History:
 
 
 _COLUMNS = tuple(f.name for f in fields(History))[:5]
+_NOT_A_HISTORY = (  # what reading a foreign file may raise
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    csv.Error,
+)
 
 
 class Step(NamedTuple):

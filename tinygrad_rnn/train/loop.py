@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..errors import StateError
 from ..module import Module
 from ..optim import Optimizer
 from ..scope import no_grad
@@ -64,14 +65,16 @@ def fit(
     validation : Batches, list or tuple, optional
         Evaluated after each epoch, into ``history.validation``.
     callbacks : iterable of callable
-        Called with a `Step` after each; one that returns True ends the run after it.
+        Called with a `Step` after each; one that returns True ends the run after it. None may loop
+        over `batches`, whose position in the data that would move.
     items : callable, optional
         How many items a batch has, for items per second and as its weight in `evaluate`; by
         default the number of elements of the batch's last entry, the targets.
     checkpoint : path, optional
         One file for parameters, optimizer, history, carried state, position in the data, and every
-        ``np.random.Generator`` that is an attribute of a module. Written at intervals and at the
-        end. A failure to write it is a warning, since training can go on.
+        ``np.random.Generator`` that is an attribute of a module or in a list, tuple or dict that
+        is one. Written at intervals and at the end. A failure to write it is a warning, since
+        training can go on.
     checkpoint_every : int, optional
         Steps between two checkpoints; by default one at the end of each epoch.
     resume : bool
@@ -93,8 +96,8 @@ def fit(
     ValueError, TypeError
         If an argument does not fit, there are no batches, or `loss` returns something else.
     StateError
-        If the carried state changes its structure, or a checkpoint is of another model, optimizer
-        or data; nothing is changed then.
+        If the carried state changes its structure, or a callback moves the position of `batches`.
+        If a checkpoint is of another model, optimizer or data; nothing is changed then.
     CheckpointError
         If the file is damaged or foreign; nothing is changed then.
     OSError
@@ -160,7 +163,13 @@ def fit(
             for batch in run.rest():
                 step = run.step(batch)
                 bar.show(step, batch)
+                place = run.batches.state() if has_position(batches) else None
                 answers = [callback(step) for callback in callbacks]  # all of them, then decide
+                if place is not None and run.batches.state() != place:
+                    raise StateError(
+                        f"fit: a callback of step {step.step} looped over batches, whose position "
+                        f"in the data that moved; make another one for it"
+                    )
                 stop = interrupt.came or any(_is_true(answer) for answer in answers)
                 if stop:
                     break
@@ -266,8 +275,10 @@ def _check_path(path: str | os.PathLike[str], run: Run) -> None:
                 f"got {type(batches).__name__}"
             )
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "checkpoint: it is a directory", os.fspath(path))
+    if target.exists() and not target.is_file():
+        code = errno.EISDIR if target.is_dir() else errno.EINVAL
+        reason = "checkpoint: it exists and is not a regular file"
+        raise OSError(code, reason, os.fspath(path))
     try:
         tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:

@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .. import archive
+from ..arrays import Array
 from ..errors import CheckpointError, NonFiniteError, ShapeError, StateError
 from ..module import Module
-from ..op import Array
 from ..optim import Optimizer, clip_grad_norm
 from ..tensor import Tensor
 from .history import History, Step
@@ -75,12 +75,12 @@ class Run:
     # --- checkpoints
 
     def generators(self) -> dict[str, np.random.Generator]:
-        """Return every generator that is an attribute of a module, by name."""
+        """Return every generator that an attribute of a module holds, by name."""
         return {
-            f"{path}.{name}" if path else name: value
+            name: generator
             for path, module in self.model.named_modules()
-            for name, value in vars(module).items()
-            if isinstance(value, np.random.Generator)
+            for attribute, value in vars(module).items()
+            for name, generator in _generators(f"{path}.{attribute}" if path else attribute, value)
         }
 
     def pack(self) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -178,6 +178,15 @@ def call(loss: Loss, model: Module, batch: Any, state: Any) -> tuple[Tensor, Any
     if state is not None is not new and before != after:
         raise StateError(f"loss was given the state {before} and returned {after}")
     return value, new
+
+
+def _generators(name: str, value: Any) -> Iterator[tuple[str, np.random.Generator]]:
+    """Yield the generators that an attribute holds, named as `Module` names its parameters."""
+    if isinstance(value, np.random.Generator):
+        yield name, value
+    elif isinstance(value, list | tuple | dict):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _generators(f"{name}.{key}", item)
 
 
 def _structure(state: Any) -> Any:
