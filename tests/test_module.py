@@ -121,6 +121,62 @@ def test_a_call_is_its_forward_and_forward_must_be_defined():
     assert scope().place is None
 
 
+def test_modules_appended_to_a_list_are_named_at_the_first_call_or_when_asked_for():
+    class Stack(Module):
+        def __init__(self):
+            self.blocks = []
+            for k in range(2):
+                self.blocks.append(nn.Sequential(nn.Linear(2, 2, rng=k)))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    inner = ["blocks.0", "blocks.0.layers.0", "blocks.1", "blocks.1.layers.0"]
+    called = Stack()
+    y = called(np.ones((1, 2)))
+    assert [called.blocks[0].path, called.blocks[1].layers[0].W.name] == [
+        "blocks.0", "blocks.1.layers.0.W"]  # fmt: skip
+    assert y.place.call.path == "blocks.1.layers.0"
+    asked = Stack()
+    assert [m.path for _, m in asked.named_modules()] == ["", *inner]
+    again = Stack()
+    again.blocks = again.blocks
+    assert again.blocks[1].path == "blocks.1"
+    outer = Module()
+    outer.part = again
+    assert again.blocks[1].layers[0].b.name == "part.blocks.1.layers.0.b"
+    again.blocks.append(nn.Linear(2, 2, rng=2))
+    again.last = nn.Linear(2, 2, rng=3)
+    assert list(outer.state_dict())[-1] == again.last.b.name == "part.last.b"
+    assert again.blocks[2].W.name == "part.blocks.2.W"
+
+
+def test_two_parameters_under_one_name_are_an_error():
+    model = Module()
+    model.d = {1: Parameter([1.0]), "1": Parameter([2.0])}
+    for ask in (model.parameters, model.state_dict, lambda: model.load_state_dict({})):
+        with pytest.raises(StateError, match=r"Module: two parameters are called d\.1$"):
+            ask()
+    model.d["1"] = model.d[1]
+    assert list(model.state_dict()) == ["d.1"]
+
+
+def test_a_module_that_contains_itself_is_an_error():
+    one, two = nn.Sequential(), Module()
+    with pytest.raises(StateError, match=r"me is a Module that contains itself"):
+        two.me = two
+    two = Module()
+    one.layers.append(two)
+    with pytest.raises(StateError, match=r"above\.a\.layers\.0 is a Module that contains itself"):
+        two.above = {"a": one}
+    one = nn.Sequential()
+    one.layers.append(one)
+    with pytest.raises(StateError, match=r"layers\.0.* is a Sequential that contains itself"):
+        one.parameters()
+
+
 # --- modes, gradients, types ---
 
 
@@ -131,8 +187,8 @@ def test_train_and_eval_reach_every_module_and_return_the_model():
     assert not any(m.training for _, m in model.named_modules())
     assert model.train() is model
     assert all(m.training for _, m in model.named_modules())
-    dropout, x = model.first.parts[1][1], np.ones(100)
-    assert (dropout(x) == 0).any()
+    dropout, x = model.first.parts[1][1], Tensor(np.ones(100))
+    assert (dropout(x).data == 0).any()
     model.eval()
     assert dropout(x) is x
 
@@ -192,6 +248,41 @@ def test_a_deep_copy_shares_nothing_and_computes_the_same():
     twin.last.W.data[:] = 0
     assert model(x).data.any()
     assert twin.rnn.L0["fwd"].path == "rnn.L0.fwd"
+
+
+def test_a_deep_copy_of_a_part_is_named_anew_where_it_is_registered():
+    class Twins(Module):
+        def __init__(self):
+            self.enc = Model()
+            self.dec = copy.deepcopy(self.enc)
+            self.list = [copy.deepcopy(self.enc.rnn)]
+
+    model = Twins()
+    loose = copy.deepcopy(model.enc)
+    assert loose.path == ""
+    assert [m.path for _, m in loose.named_modules()] == [m for m, _ in loose.named_modules()]
+    assert [p.name for p in loose.parameters()] == ["own", *NAMES[1:]]
+    assert [m.path for _, m in model.named_modules()] == [m for m, _ in model.named_modules()]
+    for name, p in model.named_parameters():
+        assert p.name == ("own" if name.endswith("first.scale") else name)
+    out, _ = model.list[0](np.ones((1, 1, 3)))
+    assert out.place.call.path == "list.0"
+
+
+def test_a_deep_copy_keeps_tied_parameters_and_given_names():
+    inner = Module()
+    inner.embedding, inner.out = nn.Embedding(4, 3, rng=0), nn.Linear(3, 4, bias=False, rng=0)
+    inner.out.W = inner.embedding.W
+    outer = Module()
+    outer.a = inner
+    outer.b = copy.deepcopy(inner)
+    assert outer.b.out.W is outer.b.embedding.W
+    assert [p.name for p in outer.parameters()] == ["a.embedding.W", "b.embedding.W"]
+    inner.out.training = False
+    twins = copy.deepcopy([outer.a, outer])  # a part before its whole
+    assert twins[0] is twins[1].a
+    assert twins[0].path == "a"
+    assert not twins[0].out.training
 
 
 def test_a_state_dict_is_a_copy_and_so_is_what_is_loaded():
@@ -311,6 +402,42 @@ def test_linear_embedding_and_layer_norm_compute_their_equations():
     norm.gain.data[:], norm.bias.data[:] = 2, 1
     want = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * 2 + 1
     np.testing.assert_allclose(norm(x).data, want, rtol=1e-10, atol=1e-12)
+
+
+def test_dropout_reads_what_the_other_layers_read():
+    for layer in (nn.Dropout(0.5, rng=0), nn.Dropout(0.5, rng=0).eval(), nn.Dropout(0.0)):
+        for x in ([1.0, 2.0], [1, 2], np.arange(3), Tensor([1, 2]), np.ones(2, np.float32), 1):
+            y = layer(x)
+            assert (type(y), y.dtype) == (Tensor, np.float32)
+            assert y.shape == np.shape(x)
+        assert layer(np.ones(2)).dtype == np.float64
+        assert layer(np.ones(2, np.float16)).dtype == np.float16
+        assert layer(np.ones(2, complex)).dtype == np.complex128
+        with pytest.raises(TypeError, match="a recurrent layer returns"):
+            layer((Tensor([1.0]), Tensor([1.0])))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: nn.Readout(nn.Linear(2, 3), 2), TypeError,
+         "Readout: layer is Linear, expected a recurrent layer: RNN, LSTM, GRU or Recurrent"),
+        (lambda: nn.LSTM(3, 4, dtype=int), DtypeError,
+         "^LSTM: parameters need a floating type, got int64"),
+        (lambda: nn.GRUCell(3, 4, dtype=bool), DtypeError, "^GRUCell: parameters .* got bool"),
+        (lambda: nn.Linear(3, 4, dtype=int), DtypeError, "^Linear: .* got int64"),
+        (lambda: nn.Embedding(3, 4, dtype=int), DtypeError, "^Embedding: .* got int64"),
+        (lambda: nn.LayerNorm(3, dtype=int), DtypeError, "^LayerNorm: .* got int64"),
+        (lambda: nn.Linear(-1, 3), ValueError, "^Linear: in_features=-1 must be 1 or more"),
+        (lambda: nn.Linear(3, 0), ValueError, "^Linear: out_features=0 must be 1 or more"),
+        (lambda: nn.Embedding(0, 3), ValueError, "^Embedding: num_embeddings=0 must be 1"),
+        (lambda: nn.Embedding(3, 0), ValueError, "^Embedding: embedding_dim=0 must be 1"),
+        (lambda: nn.LayerNorm(0), ValueError, "^LayerNorm: size=0 must be 1 or more"),
+    ],
+)  # fmt: skip
+def test_a_layer_that_cannot_be_made_names_itself_and_the_argument(make, kind, text):
+    with pytest.raises(kind, match=text):
+        make()
 
 
 def test_sequential_applies_modules_and_functions_in_order():

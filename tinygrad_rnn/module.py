@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -24,6 +25,10 @@ class Module:
     Attributes that are Parameters or Modules, and lists, tuples or dicts of them, are registered
     in the order of definition.  Calling a module calls its ``forward``.
 
+    What is registered is named by its place.  What is appended to a list after the assignment
+    is named at the first call, or when the model is asked for its parameters or modules.  A deep
+    copy stands by itself: its names start at the copy, until it is registered somewhere.
+
     Attributes
     ----------
     training : bool
@@ -44,6 +49,7 @@ class Module:
 
     training: bool = True
     path: str = ""
+    _called: bool = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         before = vars(self).get(name)
@@ -53,26 +59,44 @@ class Module:
                 f"{name}.data -= rate * {name}.grad, or assign a Parameter"
             )
         object.__setattr__(self, name, value)
-        for full, child in _registered(name, value):
-            if isinstance(child, Parameter):
-                child.name = child.name or full
-            else:
-                child._rename(full)
+        for inner, child in _registered(name, value):
+            self._name(inner, child)
+
+    def _name(self, name: str, child: Parameter | Module) -> None:
+        """Name a child by its place, and all inside it, unless it is named already."""
+        if isinstance(child, Parameter):
+            child.name = child.name or _join(self.path, name)
+        elif not child.path:
+            child._rename(_join(self.path, name))
 
     def _rename(self, prefix: str) -> None:
         """Put `prefix` before the names that registration has given so far."""
-        for name, module in list(self.named_modules()):
-            if module.path == name:
-                object.__setattr__(module, "path", f"{prefix}.{name}" if name else prefix)
-        for name, p in self.named_parameters():
-            if p.name == name:
-                p.name = f"{prefix}.{name}"
+        object.__setattr__(self, "path", prefix)
+        for name, child in list(self._inside()):
+            if isinstance(child, Parameter):
+                child.name = _join(prefix, name) if child.name == name else child.name
+            elif child.path == name:
+                object.__setattr__(child, "path", _join(prefix, name))
+
+    def __deepcopy__(self: M, memo: dict[int, Any]) -> M:
+        """Return a copy that is registered nowhere; names that followed registration follow it."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        for name, value in vars(self).items():
+            if name not in ("path", "_called"):
+                object.__setattr__(twin, name, copy.deepcopy(value, memo))
+        for (name, p), (_, q) in zip(self.named_children(), twin.named_children(), strict=True):
+            if isinstance(p, Parameter) and isinstance(q, Parameter):
+                q.name = name if p.name == _join(self.path, name) else q.name
+        return twin
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call ``forward``; the nodes made inside are placed in this call of this module."""
         here = scope().place
         if here is not None and here.step is not None:  # inside a step, the step is the place
             return self.forward(*args, **kwargs)
+        if not self._called and here is None:
+            object.__setattr__(self, "_called", True)
+            list(self._inside())  # names what was appended to lists since
         with at(Place(Call(self.path))):
             return self.forward(*args, **kwargs)
 
@@ -84,20 +108,44 @@ class Module:
 
     def named_children(self) -> Iterator[tuple[str, Parameter | Module]]:
         """Yield the registered parameters and modules in the order of definition."""
-        for name, value in vars(self).items():
-            yield from _registered(name, value)
+        for attribute, value in vars(self).items():
+            for name, child in _registered(attribute, value):
+                self._name(name, child)
+                yield name, child
+
+    def _inside(
+        self, prefix: str = "", above: tuple[Module, ...] = ()
+    ) -> Iterator[tuple[str, Parameter | Module]]:
+        """Yield everything registered inside, at any depth, with dotted names."""
+        above = (*above, self)
+        for name, child in self.named_children():
+            full = _join(prefix, name)
+            if any(child is module for module in above):
+                raise StateError(
+                    f"{type(above[0]).__name__}: {full} is a {type(child).__name__} "
+                    "that contains itself"
+                )
+            yield full, child
+            if isinstance(child, Module):
+                yield from child._inside(full, above)
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """Yield this module, named "", and all modules inside it with dotted names."""
         yield "", self
-        for name, child in self.named_children():
+        for name, child in self._inside():
             if isinstance(child, Module):
-                for inner, module in child.named_modules():
-                    yield f"{name}.{inner}" if inner else name, module
+                yield name, child
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield each parameter once, with the dotted name it is first found under.
 
+        Raises
+        ------
+        StateError
+            If two parameters have one name, as in ``{1: p, "1": q}``.
+
+        Examples
+        --------
         >>> from tinygrad_rnn import nn
         >>> [name for name, _ in nn.LSTM(2, 3).named_parameters()]
         ['L0.fwd.W_x', 'L0.fwd.W_h', 'L0.fwd.b']
@@ -109,12 +157,12 @@ class Module:
                 yield name, p
 
     def _all_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        for name, child in self.named_children():
+        found: dict[str, Parameter] = {}
+        for name, child in self._inside():
             if isinstance(child, Parameter):
+                if found.setdefault(name, child) is not child:
+                    raise StateError(f"{type(self).__name__}: two parameters are called {name}")
                 yield name, child
-            else:
-                for inner, p in child._all_parameters():
-                    yield f"{name}.{inner}", p
 
     def parameters(self) -> list[Parameter]:
         """Return each parameter once, in the order of definition."""
@@ -145,9 +193,7 @@ class Module:
         DtypeError
             If `dtype` is not floating.
         """
-        dtype = np.dtype(dtype)
-        if dtype.kind not in "fc":
-            raise DtypeError(f"astype: parameters need a floating type, got {dtype}")
+        dtype = floating("astype", dtype)
         for p in self.parameters():
             p.data, p.grad = p.data.astype(dtype), None
         for _, module in self.named_modules():
@@ -261,6 +307,18 @@ class Module:
     def __repr__(self) -> str:
         inside = [f"{name}={type(c).__name__}" for name, c in self.named_children()]
         return f"{type(self).__name__}({', '.join(inside)})"
+
+
+def floating(who: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return `dtype` as one; raise where parameters cannot have it."""
+    dtype = np.dtype(dtype)
+    if dtype.kind not in "fc":
+        raise DtypeError(f"{who}: parameters need a floating type, got {dtype}")
+    return dtype
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
 
 
 def _formula(p: Parameter, letters: str | None) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Array
 from ..errors import ShapeError, StateError
 from ..functional import relu, split
-from ..module import Module
-from ..op import Array
+from ..module import Module, floating
 from ..ops import sigmoid, tanh
 from ..scope import mark
 from ..tensor import Parameter, Tensor
@@ -25,7 +25,8 @@ class Cell(Module):
     A state is one array or any tuple of arrays; it is passed and returned, never kept.
     By default it is one array (N, H) that starts at zero.  ``mark(...)`` names the values of a
     step that shall be found later: after a step, a layer releases large unnamed ones that no
-    gradient rule reads and that nobody else holds.
+    gradient rule reads and that nobody else holds.  A mark that belongs to the sequences of the
+    batch has the axes (N, ...), two at least; one of shape (H,) is the same for all of them.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ class Cell(Module):
                 f"hidden_size={hidden_size} 1 or more"
             )
         self.input_size, self.hidden_size = input_size, hidden_size
-        self.dtype = np.dtype(dtype)
+        self.dtype = floating(type(self).__name__, dtype)
 
     def step(self, x: Tensor | None, state: State) -> tuple[Tensor, State]:
         """Return the output and the next state for the input ``x`` (N, D) and the state before."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..errors import ShapeError
 from ..functional import dropout, embedding, layer_norm
-from ..module import Module
+from ..module import Module, floating
 from ..tensor import Parameter, Tensor
 from . import init
 from .recurrent import Recurrent
@@ -24,6 +24,12 @@ def _input(x: Any, dtype: np.dtype[Any]) -> Tensor:
         return x if x.dtype.kind in "fc" else x.astype(dtype)
     a = np.asarray(x)
     return Tensor(a if a.dtype.kind == "c" else a.astype(dtype))
+
+
+def _check_sizes(who: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{who}: {name}={size} must be 1 or more")
 
 
 class Linear(Module):
@@ -49,6 +55,8 @@ class Linear(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
+        _check_sizes("Linear", in_features=in_features, out_features=out_features)
+        dtype = floating("Linear", dtype)
         self.W = Parameter(init.xavier((in_features, out_features), rng=rng, dtype=dtype))
         self.b = Parameter(np.zeros(out_features, dtype)) if bias else None
 
@@ -88,6 +96,8 @@ class Embedding(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
+        _check_sizes("Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        dtype = floating("Embedding", dtype)
         rng = np.random.default_rng(rng)
         self.W = Parameter(rng.standard_normal((num_embeddings, embedding_dim)).astype(dtype))
 
@@ -103,8 +113,10 @@ class Embedding(Module):
 class Dropout(Module):
     """Zero elements with probability `p` in training and divide the others by 1 - p.
 
-    >>> Dropout(0.5, rng=0).eval()(np.ones(2))
-    array([1., 1.])
+    Arrays keep their floating type; integers and lists of numbers become float32.
+
+    >>> Dropout(0.5, rng=0).eval()([1, 2]).numpy()
+    array([1., 2.], dtype=float32)
     """
 
     def __init__(self, p: float = 0.5, *, rng: Any = None) -> None:
@@ -113,9 +125,12 @@ class Dropout(Module):
         self.p = p
         self.rng = np.random.default_rng(rng)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> Tensor:
         """Return x with a fresh mask, or x itself in evaluation."""
-        return dropout(x, self.p, training=self.training, rng=self.rng)
+        floats = isinstance(x, np.ndarray | np.generic) and x.dtype.kind == "f"
+        x = _input(x, x.dtype if floats else np.dtype(np.float32))
+        y: Tensor = dropout(x, self.p, training=self.training, rng=self.rng)
+        return y
 
 
 class LayerNorm(Module):
@@ -126,6 +141,8 @@ class LayerNorm(Module):
     """
 
     def __init__(self, size: int, eps: float = 1e-5, *, dtype: npt.DTypeLike = np.float32) -> None:
+        _check_sizes("LayerNorm", size=size)
+        dtype = floating("LayerNorm", dtype)
         self.eps = eps
         self.gain = Parameter(np.ones(size, dtype))
         self.bias = Parameter(np.zeros(size, dtype))
@@ -171,6 +188,11 @@ class Readout(Module):
     """
 
     def __init__(self, layer: Recurrent, size: int, bias: bool = True, *, rng: Any = None) -> None:
+        if not isinstance(layer, Recurrent):
+            raise TypeError(
+                f"Readout: layer is {type(layer).__name__}, expected a recurrent layer: "
+                "RNN, LSTM, GRU or Recurrent"
+            )
         cells = [cell for k, _, cell in layer.cells() if k == layer.num_layers - 1]
         width = sum([cell.hidden_size for cell in cells])
         self.layer = layer

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ops
+from ..arrays import Array
 from ..errors import DtypeError, ShapeError, StateError
 from ..functional import dropout_mask, stack
 from ..inspection import where
 from ..memory import release
 from ..module import Module
-from ..op import Array
 from ..scope import NEEDED, Call, Place, at, scope
 from ..tensor import Tensor, next_order
 from .cells import Cell
 from .states import (
     State,
+    alike,
     as_tensors,
     choose,
     first_of,
@@ -137,6 +138,8 @@ class Recurrent(Module):
             That of the one cell, or a tuple of the cells' states, forward before reverse.
         trace : dict of str to Tensor
             Only with ``trace=True``: ``trace["L0.fwd.f"]`` of shape (T, N, H), differentiable.
+            It holds what was marked: where all lengths are 0 no step ran, and it is empty.
+            A mark without a batch (see ``Cell``), as a learned leak (H,), gives (T, H).
 
         Raises
         ------
@@ -179,7 +182,10 @@ class Recurrent(Module):
             here.place, here.marks = before
         if traced is None:
             return result
-        return *result, {k: v[:, 0] if given.unbatched else v for k, v in traced.items()}
+        return *result, {
+            name: v[:, 0] if given.unbatched and v.ndim > 2 and v.shape[1] == 1 else v
+            for name, v in traced.items()
+        }
 
     def _unroll(
         self,
@@ -205,7 +211,12 @@ class Recurrent(Module):
                 here.marks = marked[t] = {}
             since = next_order()
             result = cell.step(inputs[t], state)
-            if first:
+            if (
+                first
+                or type(result) is not tuple
+                or len(result) != 2
+                or not alike(result[1], state)
+            ):
                 _check_step(cell, result, state)
             y, new = result
             if first:
@@ -479,7 +490,7 @@ def _stack_marks(name: str, marked: list[dict[str, Any]], valid: Array | None) -
     values = [marks.get(name, blank) for marks in marked]
     if valid is not None:
         values = [
-            v if inside.all() or len(inside) != (v.shape or (0,))[0] else choose(inside, v, 0.0)
+            v if inside.all() or v.ndim < 2 or len(v) != len(inside) else choose(inside, v, 0.0)
             for v, inside in zip(values, valid, strict=True)
         ]
     stacked: Tensor = stack(values)

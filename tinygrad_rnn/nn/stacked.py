@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..errors import StateError
 from ..functional import stack
+from ..module import floating
 from .cells import Cell, GRUCell, LSTMCell, RNNCell
 from .recurrent import Recurrent, _Input
 from .states import State, map_state, structure, to_tensor
@@ -34,6 +35,7 @@ class _Stacked(Recurrent):
     ) -> None:
         if num_layers < 1:
             raise ValueError(f"{type(self).__name__}: num_layers={num_layers} must be 1 or more")
+        floating(type(self).__name__, settings["dtype"])
         rng = np.random.default_rng(rng)
         directions = 2 if bidirectional else 1
         sizes = [input_size] + [hidden_size * directions] * (num_layers - 1)

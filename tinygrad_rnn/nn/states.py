@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import ops
-from ..op import Array
+from ..arrays import Array
 from ..tensor import Tensor
 
 State = Any  # one Tensor, or any tuple of Tensors
@@ -31,6 +31,20 @@ def holds_tensors(state: Any) -> bool:
     if isinstance(state, tuple):
         return all(holds_tensors(s) for s in state)
     return isinstance(state, Tensor)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Return whether two states surely have one structure; fast, for every step of a loop."""
+    if type(a) is Tensor is type(b):
+        same: bool = a.data.shape == b.data.shape
+        return same
+    if type(a) is not tuple or type(b) is not tuple or len(a) != len(b):
+        return False
+    for k, p in enumerate(a):
+        q = b[k]  # faster than zip(..., strict=True)
+        if type(p) is not Tensor or type(q) is not Tensor or p.data.shape != q.data.shape:
+            return False
+    return True
 
 
 def first_of(state: Any) -> Any:
