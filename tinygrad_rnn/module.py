@@ -13,7 +13,7 @@ import numpy.typing as npt
 from . import archive
 from .arrays import Array
 from .errors import CheckpointError, DtypeError, StateError
-from .scope import Call, Place, at, scope
+from .scope import Call, Place, scope
 from .tensor import Parameter, Tensor
 
 M = TypeVar("M", bound="Module")
@@ -91,14 +91,18 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call ``forward``; the nodes made inside are placed in this call of this module."""
-        here = scope().place
-        if here is not None and here.step is not None:  # inside a step, the step is the place
+        here = scope()
+        before = here.place
+        if before is not None and before.step is not None:  # inside a step, the step is the place
             return self.forward(*args, **kwargs)
-        if not self._called and here is None:
+        if not self._called and before is None:
             object.__setattr__(self, "_called", True)
             list(self._inside())  # names what was appended to lists since
-        with at(Place(Call(self.path))):
+        here.place = Place(Call(self.path))
+        try:
             return self.forward(*args, **kwargs)
+        finally:
+            here.place = before
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output; every module defines it."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from tinygrad_rnn import nn, no_grad
 
 from .problem import Array, Pick, Problem, Run, Sampler
@@ -32,7 +34,7 @@ def lstm(problem: Problem) -> Run:
     return run
 
 
-def sampler(weights: dict[str, Array], pick: Pick) -> Sampler:
+def sampler(weights: dict[str, Array], pick: Pick, by: str = "layer") -> Sampler:
     """Embedding, LSTM, Linear, one character at a time; `pick(logits, n)` chooses the n-th."""
     V, D = weights["E"].shape
     H = weights["W_h"].shape[0]
@@ -46,12 +48,15 @@ def sampler(weights: dict[str, Array], pick: Pick) -> Sampler:
     for short, name in names.items():
         named[name].data[...] = weights[short]
 
+    step = recurrent.L0["fwd"] if by == "cell" else recurrent
+    shape = (1,) if by == "cell" else (1, 1)
+
     def run(length: int) -> list[int]:
         text, char, state = [], 0, None
         with no_grad():
             for n in range(length):
-                out, state = recurrent(embedding([[char]]), state)
-                char = pick(linear(out).data[0, 0], n)
+                out, state = step(embedding(np.full(shape, char)), state)
+                char = pick(linear(out).data.reshape(-1), n)
                 text.append(char)
         return text
 

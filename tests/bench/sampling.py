@@ -9,7 +9,7 @@ import numpy as np
 from . import ours
 from .lstm import optional
 from .problem import Array
-from .table import Row, at_most
+from .table import Row
 from .timing import ratio, rotate
 
 V, D, H = 103, 64, 128
@@ -32,21 +32,22 @@ def measure(smoke: bool, rounds: int) -> Iterator[Row]:
         odds = np.exp(logits - logits.max()).cumsum()
         return int(odds.searchsorted(uniform[n] * odds[-1], side="right"))
 
-    samplers = {"ours": ours.sampler(weights, pick)}
+    samplers = {f"ours, by {by}": ours.sampler(weights, pick, by) for by in ("layer", "cell")}
+    mine = list(samplers)
     module = optional("PyTorch", "peer_torch")
     if module is not None:
         samplers["PyTorch"] = module.sampler(weights, pick)
         samplers["PyTorch, addmm"] = module.sampler(weights, pick, module.addmm)
-    texts = {name: run(length) for name, run in samplers.items()}
-    if any(text != texts["ours"] for text in texts.values()):
+    texts = [run(length) for run in samplers.values()]
+    if any(text != texts[0] for text in texts):
         raise AssertionError("sampling: the contestants write different texts")
     times = rotate({k: partial(run, length) for k, run in samplers.items()}, rounds)
     speed = {name: length / median(t) for name, t in times.items()}
     data = {"characters_per_second": speed, "seconds": times}
-    if "PyTorch" not in times:
-        yield Row("sampling", CASE, f"{speed['ours']:.0f} characters/s", data=data)
-        return
-    for name in ("PyTorch", "PyTorch, addmm"):
-        r = ratio(times["ours"], times[name])
-        text = f"{r:.3f} in time ({speed['ours']:.0f} / {speed[name]:.0f} characters/s)"
-        yield at_most("sampling", f"{CASE}, ours / {name}", r, 1.0, text, **data)
+    for own in mine:
+        if "PyTorch" not in times:
+            yield Row("sampling", f"{CASE}, {own}", f"{speed[own]:.0f} characters/s", data=data)
+        for peer in [name for name in times if name not in mine]:
+            text = f"{ratio(times[own], times[peer]):.3f} in time"
+            text += f" ({speed[own]:.0f} / {speed[peer]:.0f} characters/s)"
+            yield Row("sampling", f"{CASE}, {own} / {peer}", text, data=data)
