@@ -42,3 +42,10 @@ def test_the_readme_runs(tmp_path, monkeypatch):
                 assert repr(eval(shown[1], session)) == shown[2]
     picture = (ROOT / "examples" / "unrolled.dot").read_text()
     assert (tmp_path / "unrolled.dot").read_text() == picture  # the one at the top, as .svg
+
+
+def test_the_readme_is_complete():
+    text = (ROOT / "README.md").read_text()
+    assert not re.findall(r"\b[A-Z]+_[A-Z]+\b", re.sub(r"`[^`]*`", "", text))  # no placeholder
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / link).exists(), link
