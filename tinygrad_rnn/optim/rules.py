@@ -162,8 +162,8 @@ class Adam(Optimizer):
         theta = theta - eta * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
     D. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1.  What is
-    kept are the sums m / (1 - b1) and v / (1 - b2): the factors go into the numbers of a step, which
-    saves two of its twelve passes.  Start a new optimizer to change the betas.
+    kept are the sums m / (1 - b1) and v / (1 - b2): the factors go into the numbers of a step,
+    which saves two of its twelve passes.  Start a new optimizer to change the betas.
 
     >>> import numpy as np
     >>> from tinygrad_rnn.tensor import Parameter
