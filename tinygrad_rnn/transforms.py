@@ -286,9 +286,8 @@ def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
         units = [e.reshape(y.shape) for e in np.eye(y.size, dtype=y.dtype)]
         rows = [pullback(Tensor(e) if nested else e) for e in units]
         columns = [
-            _stack(column, nested, xs[k]).reshape((*y.shape, *np.shape(xs[k])))
+            _stack([row[i] for row in rows], nested, xs[k]).reshape((*y.shape, *np.shape(xs[k])))
             for i, k in enumerate(chosen)
-            for column in [[row[i] for row in rows]]
         ]
         return columns[0] if isinstance(argnums, int) else tuple(columns)
 

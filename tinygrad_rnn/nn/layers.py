@@ -14,16 +14,15 @@ from ..tensor import Parameter, Tensor
 from . import init
 from .recurrent import Recurrent
 from .stacked import RNN
+from .states import as_tensors
 
 
 def _input(x: Any, dtype: np.dtype[Any]) -> Tensor:
     """Return x as a Tensor; plain real numbers in `dtype`."""
     if isinstance(x, tuple) and x and isinstance(x[0], Tensor):
         raise TypeError("x is a tuple: a recurrent layer returns (out, state); pass on out")
-    if isinstance(x, Tensor):
-        return x if x.dtype.kind in "fc" else x.astype(dtype)
-    a = np.asarray(x)
-    return Tensor(a if a.dtype.kind == "c" else a.astype(dtype))
+    given: Tensor = as_tensors(np.asarray(x) if isinstance(x, tuple) else x, dtype)
+    return given if given.dtype.kind in "fc" else given.astype(dtype)
 
 
 def _check_sizes(who: str, **sizes: int) -> None:

@@ -31,7 +31,6 @@ from .states import (
     name_initial,
     nest,
     structure,
-    to_tensor,
 )  # fmt: skip
 
 DIRECTIONS = ("fwd", "rev")
@@ -317,10 +316,7 @@ class Recurrent(Module):
     def _pad(self, sequences: list[Any], D: int | None) -> tuple[Tensor, Array]:
         """Return ragged sequences side by side (T, N, D), and their lengths."""
         who, dtype = type(self).__name__, next(self.cells())[2].dtype
-        parts = [
-            s if isinstance(s, Tensor) else Tensor(s if s.dtype.kind == "c" else s.astype(dtype))
-            for s in sequences
-        ]
+        parts = [as_tensors(s, dtype) for s in sequences]
         for n, s in enumerate(parts):
             if s.ndim != 2 or (D is not None and s.shape[1] != D):
                 raise ShapeError(
@@ -402,12 +398,9 @@ class Recurrent(Module):
         template = cell.initial_state(given.batch)
         if state is None:
             return as_tensors(template)
+        state = as_tensors(state, cell.dtype)
         if given.unbatched:
-            state = map_state(
-                lambda s: s.reshape((1, *s.shape)), map_state(to_tensor(cell.dtype), state)
-            )
-        else:
-            state = map_state(to_tensor(cell.dtype), state)
+            state = map_state(lambda s: s.reshape((1, *s.shape)), state)
         if structure(state) != structure(template):
             raise StateError(
                 f"{type(self).__name__}: the state of {place} is {structure(state)}, "

@@ -13,7 +13,7 @@ from ..functional import stack
 from ..module import floating
 from .cells import Cell, GRUCell, LSTMCell, RNNCell
 from .recurrent import Recurrent, _Input
-from .states import State, map_state, structure, to_tensor
+from .states import State, as_tensors, map_state, structure
 
 
 class _Stacked(Recurrent):
@@ -60,7 +60,7 @@ class _Stacked(Recurrent):
                 f"{type(self).__name__}: the state is {structure(state)}, expected {expected}, "
                 f"that is (layers * directions{'' if given.unbatched else ', N'}, H)"
             )
-        state = map_state(to_tensor(cells[0][2].dtype), state)
+        state = as_tensors(state, cells[0][2].dtype)
         parts = [map_state(lambda s, k=k: s[k], state) for k in range(len(cells))]
         return super()._split_state(parts[0] if len(parts) == 1 else tuple(parts), given)
 

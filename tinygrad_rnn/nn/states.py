@@ -70,18 +70,6 @@ def map_state(f: Any, state: Any) -> Any:
     return f(state)
 
 
-def to_tensor(dtype: np.dtype[Any]) -> Any:
-    """Return what makes Tensors of arrays, plain real numbers in `dtype`."""
-
-    def convert(s: Any) -> Tensor:
-        if isinstance(s, Tensor):
-            return s
-        a = np.asarray(s)
-        return Tensor(a if a.dtype.kind == "c" else a.astype(dtype))
-
-    return convert
-
-
 def name_initial(old: State, new: State) -> None:
     """Call an initial state after what the first step calls its successor: h0 for h."""
     if isinstance(old, tuple):
