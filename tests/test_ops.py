@@ -335,3 +335,28 @@ def test_comparisons_are_recorded_and_pass_no_gradient(name, data):
     with record():
         assert ALL[name](Tensor(x.data), y.data).op is ALL[name]
     assert ALL[name](Tensor(x.data), y.data).op is None
+
+
+def test_a_large_product_takes_the_transposed_way_to_the_same_gradient():
+    rng = np.random.default_rng(0)
+    x, y, g = (rng.standard_normal(s) for s in [(5, 128), (128, 256), (5, 256)])
+    assert y.size >= ops._LARGE
+    a, b = Tensor(x, requires_grad=True), Tensor(y, requires_grad=True)
+    back = grad(a @ b, [a, b], g)
+    np.testing.assert_allclose(back[0], g @ y.T, rtol=1e-13, atol=1e-12)
+    np.testing.assert_allclose(back[1], x.T @ g, rtol=1e-13, atol=1e-12)
+    assert back[0].flags.c_contiguous
+
+
+@pytest.mark.parametrize("cached", [0, 7, 13, 1 << 18])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_uses_of_a_weight_may_be_collected_in_blocks(cached, create_graph, monkeypatch):
+    monkeypatch.setattr(ops, "_CACHED", cached)
+    rng = np.random.default_rng(0)
+    xs = [rng.standard_normal((n, 3)) for n in (2, 1, 4, 2, 3)]
+    W = Tensor(rng.standard_normal((3, 2)), requires_grad=True)
+    outputs = [x @ W for x in xs]
+    gs = [rng.standard_normal(y.shape) for y in outputs]
+    found = np.asarray(grad(outputs, W, gs, create_graph))
+    want = sum(x.T @ g for x, g in zip(xs, gs, strict=True))
+    np.testing.assert_allclose(found, want, rtol=1e-13, atol=1e-13)
