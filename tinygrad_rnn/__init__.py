@@ -17,7 +17,7 @@ from .tensor import Parameter, Tensor
 from .transforms import grad, hvp, jacobian, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
-    from . import train
+    from . import testing, train
 
 __all__ = [
     "Module",
@@ -35,6 +35,7 @@ __all__ = [
     "no_grad",
     "optim",
     "record",
+    "testing",
     "train",
     "value_and_grad",
     "vjp",
@@ -44,6 +45,6 @@ keep_freed()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # loaded when it is asked for
-        return importlib.import_module(".train", __name__)
+    if name in ("testing", "train"):  # loaded when they are asked for
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,6 +48,8 @@ class Cell(Module):
     (array([1., 3., 6.], dtype=float32), 6.0)
     """
 
+    gates: tuple[str, ...] = ()  # the letters of the blocks in the weights, side by side
+
     def __init__(
         self, input_size: int, hidden_size: int, *, dtype: npt.DTypeLike = np.float32
     ) -> None:
@@ -200,6 +202,8 @@ class LSTMCell(Cell):
     ((1, 3), (1, 3))
     """
 
+    gates = ("i", "f", "g", "o")
+
     def __init__(
         self,
         input_size: int,
@@ -250,6 +254,8 @@ class GRUCell(Cell):
     >>> [name for name, _ in GRUCell(2, 3).named_parameters()]
     ['W_x', 'W_h', 'b', 'b_hn']
     """
+
+    gates = ("r", "z", "n")
 
     def __init__(
         self,
