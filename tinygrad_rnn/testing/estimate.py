@@ -80,12 +80,12 @@ def derivative(f: Callable[[Array], Any], x: Any, v: Any, method: str = "auto") 
     if method == "complex":
         return Estimate(float(complex_step(along)[0]), 0.0, "complex step", count[0])
     h = 0.05 * max(1.0, float(np.abs(x).max(initial=0)))
-    value, error = ridders(along, h)
-    ends = sides(along)
-    if ends is not None and (split := _split(*ends)).any():
+    ends = kink(along, 0.02 * h)
+    if ends is not None:
         left, right = float(ends[0][0]), float(ends[1][0])
-        gap = float(split[0])
-        return Estimate((left + right) / 2, gap, "ridders", count[0], (left, right))
+        middle, gap = (left + right) / 2, abs(right - left)
+        return Estimate(middle, gap, "ridders", count[0], (left, right))
+    value, error = ridders(along, h)
     if method == "auto":
         try:
             exact = complex_step(along)
@@ -112,7 +112,8 @@ def ridders(
 
     Central differences with steps h, h/2, h/4, ..., extrapolated to step 0.  The error is ten
     times the least change between neighbours of the table, plus what rounding of f leaves.
-    A step at which the function is not finite is left out; infinite errors if all are.
+    A step at which the function is not finite is left out; infinite errors if all are.  Where
+    the table does not settle it begins again with smaller steps.
     """
 
     def difference(step: float) -> tuple[Array, Array]:
@@ -120,7 +121,13 @@ def ridders(
         size = np.maximum(np.abs(plus), np.abs(minus))
         return (plus - minus) / (2 * step), 4 * eps * size / step
 
-    return _extrapolate(difference, h, levels, order=2)
+    best, error = _extrapolate(difference, h, levels, order=2)
+    for shrink in (1 / 16, 1 / 256):
+        if (error <= 1e-6 * np.abs(best)).all():
+            break
+        value, other = _extrapolate(difference, h * shrink, levels, order=2)
+        best, error = np.where(other < error, value, best), np.minimum(error, other)
+    return best, error
 
 
 def sides(
@@ -153,9 +160,15 @@ def _split(left: Array, right: Array, error: Array) -> Array:
     return np.where(smooth, 0.0, gap)
 
 
-def kink(along: Along, **settings: Any) -> tuple[Array, Array, Array] | None:
-    """Return (left, right, error) where a function has a kink at 0, None where it is smooth."""
-    ends = sides(along, **settings)
+def kink(along: Along, h: float = 1e-3) -> tuple[Array, Array, Array] | None:
+    """Return (left, right, error) where a function has a kink at 0, None where it is smooth.
+
+    One that is seen with large steps must be seen with small ones too: it may lie beside 0.
+    """
+    ends = sides(along, h=h)
+    if ends is None or not _split(*ends).any():
+        return None
+    ends = sides(along, h=h * 1e-3)
     return ends if ends is not None and _split(*ends).any() else None
 
 

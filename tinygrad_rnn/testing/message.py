@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 ENTRIES = 64  # so many entries of a wrong block are looked at one by one
 
 
-def explain(check: Check, place: int, o: int, b: int, seeds: int, of: int) -> str:
-    """Return where, both numbers, what it looks like, the rule, and how to run it again."""
+def explain(check: Check, wrong: list[tuple[int, int, int]], seeds: int, of: int) -> str:
+    """Return where, both numbers, what it looks like, the rule, and how to run it again.
+
+    Of the wrong comparisons of one cotangent, (finding, output, input), the one that looks most
+    like something is shown.
+    """
+    place, o, b = _plainest(check, wrong)
     finding = check.report.findings[place]
     subject = check.subject
     rows = [("where", f"d {finding.output} / d {finding.input}")]
@@ -49,6 +54,17 @@ def explain(check: Check, place: int, o: int, b: int, seeds: int, of: int) -> st
     return "\n".join([head, *[f"  {name:<11}{text}" for name, text in rows]])
 
 
+def _plainest(check: Check, wrong: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+    for place, o, b in wrong[:8]:
+        entries = _entries(check, o, b, 16)
+        if entries is None:
+            continue
+        looks = guess(*entries[1:3], _sizes(check))
+        if "no constant factor" not in looks and not looks.endswith("a constant factor"):
+            return place, o, b
+    return wrong[0]
+
+
 def _agreeing(check: Check, o: int) -> str:
     """Return which other blocks agree, for the same cotangent."""
     n = len(check.ins)
@@ -60,14 +76,16 @@ def _agreeing(check: Check, o: int) -> str:
     return f"  ({shown} agree{'s' if len(right) == 1 else ''})"
 
 
-def _entries(check: Check, o: int, b: int) -> tuple[str, Array, Array, float] | None:
+def _entries(
+    check: Check, o: int, b: int, most: int = ENTRIES
+) -> tuple[str, Array, Array, float] | None:
     """Return the gradients of the block, entry by entry: a label of the worst, both, the error."""
     part = check.ins[b]
     if len(part.at) != 1:
         return None
     k, index = part.at[0]
     shape = check.subject.arrays[k][index].shape
-    if not 0 < np.prod(shape, dtype=int) <= ENTRIES:
+    if not 0 < np.prod(shape, dtype=int) <= most:
         return None
     g = check.gradients[o][k]
     got = np.zeros(shape) if g is None else np.asarray(g[index], np.float64)
