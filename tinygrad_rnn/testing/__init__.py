@@ -10,8 +10,9 @@ from .checks import check_grad, check_module, check_taylor
 from .configs import RNNConfig
 from .estimate import Estimate, derivative
 from .integrity import check_vjp
+from .modules import from_module
 from .report import Finding, GradientError, GradReport, Verdict
-from .subject import Differentiable, from_function, from_module
+from .subject import Differentiable, from_function, from_leaves
 
 _LATER = {  # what needs hypothesis, pytest or another engine is loaded when it is asked for
     "CellSuite": "suites",
@@ -51,6 +52,7 @@ __all__ = [
     "from_autograd",
     "from_function",
     "from_jax",
+    "from_leaves",
     "from_module",
     "from_torch",
     "ghostwrite",

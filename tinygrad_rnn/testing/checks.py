@@ -12,10 +12,11 @@ from ..arrays import Array
 from ..module import Module
 from . import integrity
 from .compare import Check, Settings
+from .modules import as_subject
 from .options import current
 from .report import Finding, GradientError, GradReport, Verdict, publish
 from .slopes import weights
-from .subject import Subject, as_subject
+from .subject import Subject
 
 
 def check_grad(

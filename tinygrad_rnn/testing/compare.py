@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..arrays import Array
-from . import integrity
+from . import integrity, locate
 from .conditioning import noise
 from .estimate import kink, ridders
 from .message import explain
@@ -85,6 +85,7 @@ class Check:
         self.vs = [part.fill(subject.arrays, self.rng) for part in self.ins]
         self.us = [part.fill(self.ys, self.rng) for part in self.outs]
         self.gradients = [self._backward(u) for u in self.us]
+        self.meeting: dict[int, bool] = {}
         self.slopes = Slopes(subject, self.ins, self.vs, self.us)
         if settings.kinks != "interval":
             self._look_for_kinks()
@@ -226,6 +227,9 @@ class Check:
                 explained = self._by_rounding(rounding[o], b, old)
             if explained is None:
                 explained = self._by_reference(o, b, old)
+            if explained is None and old.verdict is Verdict.WRONG and self._kinks_meet(o):
+                note = "several kinks meet on the tape: the chain rule gives no subgradient there"
+                explained = replace(old, verdict=Verdict.UNRELIABLE, note=note)
             if explained is None and old.verdict is Verdict.WRONG:
                 rest = [w for w in todo if w[1] == o and w[0] != place]
                 rest = [w for w in rest if findings[w[0]].verdict is Verdict.WRONG]
@@ -248,7 +252,7 @@ class Check:
         for k in self.wrt:
             alike[k] = np.ones(self.subject.arrays[k].shape)
         for v in (self.vs[b], alike, *self._units(b)):
-            if not self._within(v, o, old.scale):
+            if not self._within(v, o, self._rtol(self.ins[b])):
                 self.report.notes.append("outside of the subgradient interval at a kink")
                 return None
         note = f"a kink: {left:.6g} from the left, {right:.6g} from the right"
@@ -260,22 +264,21 @@ class Check:
         found = kink(self.slopes.along(v, [self.us[o]]), h=h)
         return None if found is None else tuple([float(a[0]) for a in found])  # type: ignore[return-value]
 
-    def _within(self, v: Sequence[Array | None], o: int, scale: float) -> bool:
+    def _within(self, v: Sequence[Array | None], o: int, rtol: float) -> bool:
         """Whether the slope along v that backward gives is one that the function has there."""
-        got = sum(
-            [
-                float(np.sum(g.astype(np.float64) * d))
-                for g, d in zip(self.gradients[o], v, strict=True)
-                if g is not None and d is not None
-            ]
-        )
+        got = scale = 0.0
+        for g, d in zip(self.gradients[o], v, strict=True):
+            if g is not None and d is not None:
+                got += float(np.sum(g.astype(np.float64) * d))
+                scale += float(np.linalg.norm(g.ravel()) * np.linalg.norm(d.ravel()))
+        slack = max(1e-6, rtol) * scale
         found = self._ends(v, o)
         if found is None:
             along = self.slopes.along(v, [self.us[o]])
             value, slacks = ridders(along, 1e-2 * self.slopes.step_of(v))
-            return bool(abs(got - value[0]) <= slacks[0] + 1e-6 * scale)
+            return bool(abs(got - value[0]) <= slacks[0] + slack)
         left, right, error = found
-        slack = error + 1e-6 * scale
+        slack += error
         return bool(min(left, right) - slack <= got <= max(left, right) + slack)
 
     def _units(self, b: int) -> list[list[Array | None]]:
@@ -304,6 +307,14 @@ class Check:
             f"from the left and {right:.6g} from the right",
             Verdict.UNRELIABLE,
         )
+
+    def _kinks_meet(self, o: int) -> bool:
+        """Whether kinks are composed, as relu(relu(0)), and every rule by itself is right."""
+        if o not in self.meeting:
+            us = self.us[o]
+            several = self.subject.tensors and locate.kinks_meet(self.subject, us)
+            self.meeting[o] = several and locate.guilty_rule(self.subject, us) is None
+        return self.meeting[o]
 
     def _by_rounding(self, moved: list[Array] | None, b: int, old: Finding) -> Finding | None:
         """Return the finding where rounding on this tape explains the difference."""

@@ -21,12 +21,12 @@ def noise(subject: Subject, cotangents: Sequence[Array | None]) -> list[Array] |
 
     The forward pass and its backward pass are one graph; it is computed again with every result
     changed at random by one unit of rounding, as Monte Carlo arithmetic does (Parker 1997).
-    None where the backward pass cannot be recorded: another engine, or a rule that works on
-    arrays alone.
+    Of another engine only the inputs and the cotangents can be changed.  None where the backward
+    pass cannot be recorded since a rule works on arrays alone, or where it is not deterministic.
     """
     recorded = subject.record(subject.arrays)
     if recorded is None:
-        return None
+        return _from_outside(subject, cotangents)
     outs, leaves = recorded
     try:
         with recording(), np.errstate(all="ignore"):
@@ -47,6 +47,43 @@ def noise(subject: Subject, cotangents: Sequence[Array | None]) -> list[Array] |
     except Exception:  # a rule that does not run on Tensors: nothing is known of its rounding
         return None
     return result
+
+
+def _from_outside(subject: Subject, cotangents: Sequence[Array | None]) -> list[Array] | None:
+    """Return how far noise in the inputs and the cotangents moves the gradients."""
+    rng = np.random.default_rng(0)
+    result = [np.zeros(a.shape) for a in subject.arrays]
+    first: list[Array | None] = []
+    for run in range(RUNS + 2):  # the first two without noise
+        arrays, us = subject.arrays, list(cotangents)
+        if run > 1:
+            arrays = [_rounded(a, rng) for a in arrays]
+            us = [None if u is None else _rounded(u, rng) for u in us]
+        _, back = subject.pull([a.copy() for a in arrays])
+        found = [_copy(g) for g in back([_copy(u) for u in us])]
+        if run == 0:
+            first = found
+            continue
+        for k, (g, before) in enumerate(zip(found, first, strict=True)):
+            if g is None or before is None:
+                continue
+            if run == 1 and g.tobytes() != before.tobytes():
+                return None
+            change = np.abs(g.astype(np.float64) - before)
+            result[k] = np.maximum(result[k], change)
+    return result
+
+
+def _rounded(a: Array, rng: np.random.Generator) -> Array:
+    """Return `a` with every element changed at random by one unit of rounding."""
+    if a.dtype.kind != "f":
+        return a
+    eps = np.finfo(a.dtype).eps
+    return np.asarray(a * (1 + eps * rng.uniform(-1, 1, a.shape)), a.dtype)
+
+
+def _copy(a: Array | None) -> Array | None:
+    return None if a is None else np.array(a)
 
 
 def _again(order: Sequence[Any], rng: np.random.Generator) -> dict[int, Array]:

@@ -85,6 +85,10 @@ class RNNConfig:
 
     def make(self) -> Any:
         """Return the layer, its parameters drawn from the seed, in the dtype."""
+        return randomise(self.fresh(), self.seed).astype(self.dtype)
+
+    def fresh(self) -> Any:
+        """Return the layer as it is made, with its own first values."""
         settings = {"batch_first": self.batch_first}
         if isinstance(self.cell, type) and issubclass(self.cell, nn.Recurrent):
             layer: Any = _build(
@@ -96,7 +100,7 @@ class RNNConfig:
             rows = [tuple(self.make_cell(D) for _ in range(self.directions)) for D in sizes]
             layer = nn.Recurrent(rows if len(rows) > 1 or self.bidirectional else rows[0][0],
                                  **settings)  # fmt: skip
-        return randomise(layer, self.seed).astype(self.dtype)
+        return layer
 
     def make_cell(self, D: int | None = None) -> Any:
         """Return one cell of input size D, as it is made, with its own first values."""

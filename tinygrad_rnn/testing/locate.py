@@ -19,6 +19,8 @@ from .estimate import complex_step, kink, ridders
 from .slopes import weights
 from .subject import Subject
 
+UNITS = 64  # of rounding, within which two values count as tied
+
 
 @dataclass(frozen=True)
 class Guilty:
@@ -171,11 +173,7 @@ def _local_error(
     gradients: dict[int, Array],
 ) -> float:
     """Return |<g, v> - <u, J v>| relative to the norms; 0 within a subgradient interval."""
-
-    def along(t: Any) -> Array:
-        moved = [x + t * vs[j] if j in vs else x for j, x in enumerate(inputs)]
-        return np.asarray(np.sum(u * op.forward(*moved, **attrs))).reshape(1)
-
+    along = _along(op, inputs, attrs, vs, u)
     got = float(sum([np.sum(gradients[k] * v) for k, v in vs.items()]))
     scale = float(
         sum(
@@ -199,6 +197,59 @@ def _local_error(
         if min(left, right) - slack <= got <= max(left, right) + slack:
             return 0.0
     return abs(got - float(want[0])) / size if size else 0.0
+
+
+def _along(
+    op: Op, inputs: list[Array], attrs: dict[str, Any], vs: dict[int, Array], u: Array
+) -> Callable[[Any], Array]:
+    """Return t -> <u, op(inputs moved by t vs)>."""
+
+    def along(t: Any) -> Array:
+        moved = [x + t * vs[j] if j in vs else x for j, x in enumerate(inputs)]
+        return np.asarray(np.sum(u * op.forward(*moved, **attrs))).reshape(1)
+
+    return along
+
+
+def kinks_meet(subject: Subject, cotangents: Sequence[Array | None]) -> bool:
+    """Whether several values on the tape stand at a point where their op has no derivative.
+
+    The chain rule gives no subgradient then: relu(relu(x)) and relu(x) - relu(-x) at 0.
+    """
+    nodes = _reached(subject, cotangents)
+    if len(nodes) < 2:
+        return False
+    return sum(_ties(t) + _kinks(t) for t in nodes) > 1
+
+
+def _ties(t: Any) -> int:
+    """Return how many elements of a mask that decides what t is compare equal values.
+
+    One that only rounding tells apart counts twice: a reference may decide otherwise.
+    """
+    count = 0
+    for mask in t.inputs:
+        if mask.data.dtype.kind == "b" and mask.op is not None and len(mask.inputs) == 2:
+            a, b = (x.data.astype(np.float64) for x in mask.inputs)
+            eps = max(np.finfo(x.dtype).eps for x in mask.inputs if x.data.dtype.kind == "f")
+            near = np.abs(a - b) <= UNITS * eps * max(1.0, float(np.abs(a).max(initial=0)))
+            count += 2 * int(near.sum()) - int((a == b).sum())
+    return count
+
+
+def _kinks(t: Any) -> int:
+    """Return 2, for some, where the op of a node has a kink at its inputs."""
+    if t.op.linear or t.data.dtype.kind != "f":
+        return 0
+    inputs = [x.data.astype(np.float64) if x.data.dtype.kind == "f" else x.data for x in t.inputs]
+    rng = np.random.default_rng(0)
+    u = weights(t.shape, rng)
+    for k, x in enumerate(inputs):
+        if x.dtype.kind != "f" or not _touched(t.op, k):
+            continue
+        if kink(_along(t.op, inputs, t.attrs, {k: weights(x.shape, rng)}, u)) is not None:
+            return 2
+    return 0
 
 
 def writing_rule(subject: Subject, cotangents: Sequence[Array | None]) -> str:

@@ -6,18 +6,13 @@ made for another engine needs the two methods and nothing else.
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from .. import graph
 from ..arrays import Array
-from ..module import Module
-from ..nn import Cell, Recurrent
-from ..nn.states import map_state
 from ..op import Op
 from ..scope import no_grad, record, recording
 from ..tensor import Tensor
@@ -150,6 +145,7 @@ class Recorded(Subject):
         self.note(outs)
 
         def back(cotangents: Sequence[Any], create_graph: bool = False) -> tuple[Any, ...]:
+            self._place(arrays)  # rules read the leaves
             return pull_back(outs, leaves, cotangents, create_graph)
 
         return tuple([t.data for t in outs]), back
@@ -159,6 +155,9 @@ class Recorded(Subject):
         with record():
             leaves, outs = self.recorded(arrays)
         return outs, leaves
+
+    def _place(self, arrays: Sequence[Array]) -> Any:
+        """Give leaves that live outside of this object these values."""
 
     def note(self, outs: Sequence[Tensor]) -> None:
         """Note the ops on the tape."""
@@ -244,212 +243,73 @@ def name_of(f: Any) -> str:
     return getattr(f, "__name__", None) or getattr(f, "name", None) or type(f).__name__
 
 
-# --- modules --------------------------------------------------------------------------------------
-
-
-class ModuleSubject(Recorded):
-    """A module: its inputs, its initial state and every parameter are what is checked.
-
-    The parameters themselves are leaves of the graph; ``restore`` gives them their values back.
-    """
+class Leaves(Recorded):
+    """A function without arguments, of leaves that it closes over: these are what is checked."""
 
     def __init__(
-        self, module: Module, inputs: Sequence[Any], state: Any, lengths: Any, call: dict[str, Any]
+        self, call: Callable[[], Any], leaves: Mapping[str, Tensor], widths: Mapping[str, int]
     ) -> None:
-        self.module = module
-        self.dtype = dtype_of(module)
-        self.kwargs = dict(call) if lengths is None else {**call, "lengths": lengths}
-        given = [_as_input(x, self.dtype) for x in inputs]
-        if state is None and isinstance(module, Recurrent | Cell):
-            state = initial_state(module, given, self.kwargs)
-        self.state = None if state is None else map_state(np.asarray, state)
-        states = [] if state is None else flatten(self.state)
-        free = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        self.letters = [] if state is None else _letters(self.state)
-        self.count = len(given)
-        self.places = [name for name, _ in free]
-        self.before = [p.data for _, p in free]
-        self.twins: dict[np.dtype[Any], Module] = {np.finfo(self.dtype).dtype: module}
-        names = ["x"] if self.count == 1 else [f"x{k}" for k in range(self.count)]
-        names += [f"{letter}0" for letter in self.letters] + self.places
-        self.widths = _widths(module)
-        super().__init__(
-            module, [*given, *states, *self.before], type(module).__name__, names
-        )  # fmt: skip
+        super().__init__(call, [t.data for t in leaves.values()], name_of(call), list(leaves))
+        self.leaves, self.widths = list(leaves.values()), widths
+        self.before = self.arrays
 
     def forward(self, *arrays: Array) -> tuple[Array, ...]:
         """Return the outputs, recording nothing."""
         self.evaluations += 1
         self._place(arrays)
         with no_grad():
-            return tuple([t.data for t in self._call_with([Tensor(a) for a in self._own(arrays)])])
-
-    def pull(self, arrays: Sequence[Array]) -> tuple[tuple[Array, ...], Pull]:
-        """Record once; the pullback gives the parameters these values again before it runs."""
-        outputs, back = super().pull(arrays)
-
-        def placed(cotangents: Sequence[Any], create_graph: bool = False) -> tuple[Any, ...]:
-            self._place(arrays)
-            return back(cotangents, create_graph)  # type: ignore[call-arg]
-
-        return outputs, placed
+            return tuple([t.data for t in self._run([])])
 
     def recorded(self, arrays: Sequence[Array]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return leaves and outputs of one recorded call; the parameters are leaves."""
-        parameters = self._place(arrays)
-        leaves = [Tensor(a, requires_grad=a.dtype.kind in "fc") for a in self._own(arrays)]
+        """Return leaves and outputs of one recorded call."""
+        self._place(arrays)
         with recording():
-            return [*leaves, *parameters], self._call_with(leaves)
+            return self.leaves, self._run([])
 
-    def _own(self, arrays: Sequence[Array]) -> Sequence[Array]:
-        return arrays[: len(arrays) - len(self.places)]
-
-    def _place(self, arrays: Sequence[Array]) -> list[Tensor]:
-        """Give the parameters these values; they are those of a twin in another dtype."""
-        values = arrays[len(arrays) - len(self.places) :]
-        dtype = np.finfo(np.result_type(*[a for a in arrays if a.dtype.kind in "fc"])).dtype
-        if dtype not in self.twins:
-            self.twins[dtype] = copy.deepcopy(self.module).astype(dtype)
-        self.current = self.twins[dtype]
-        found = dict(self.current.named_parameters())
-        parameters: list[Tensor] = [found[name] for name in self.places]
-        for p, value in zip(parameters, values, strict=True):
-            p.data = value
-        return parameters
-
-    def _call_with(self, leaves: list[Tensor]) -> list[Tensor]:
-        kwargs = dict(self.kwargs)
-        if self.state is not None:
-            parts = iter(leaves[self.count :])
-            kwargs["state"] = map_state(lambda _: next(parts), self.state)
-        self.call = lambda *inputs: self.current(*inputs, **kwargs)
-        return self._run(leaves[: self.count])
+    def _place(self, arrays: Sequence[Array]) -> None:
+        for t, a in zip(self.leaves, arrays, strict=True):
+            t.data = a
 
     def restore(self) -> None:
-        """Give the parameters the arrays that they had."""
-        found = dict(self.module.named_parameters())
-        for name, data in zip(self.places, self.before, strict=True):
-            found[name].data = data
+        """Give the leaves the arrays that they had."""
+        self._place(self.before)
 
     def blocks(self, k: int) -> list[Block]:
-        """Cut inputs by step, states by layer and direction, parameters by gate."""
+        """Cut by gate where a width is known, else by step."""
         name, a = self.inputs[k], self.arrays[k]
-        if k < self.count:
-            time = 1 if getattr(self.module, "batch_first", False) and a.ndim == 3 else 0
-            return by_step(name, a, time)
-        if name not in self.places:
-            rows = len(a) if a.ndim == 3 else 1
-            return [(f"{name}[{r}]", (r,)) for r in range(rows)] if rows > 1 else [(name, ...)]
-        width, letters = self.widths.get(name, (0, ()))
-        count = a.shape[-1] // width if a.ndim and width and a.shape[-1] % width == 0 else 1
-        labels = letters if len(letters) == count else tuple(str(j) for j in range(count))
-        if count < 2:
-            return [(name, ...)]
-        return [
-            (f"{name}, gate {letter}", (..., slice(j * width, (j + 1) * width)))
-            for j, letter in enumerate(labels)
-        ]
-
-    def output_blocks(self, k: int, y: Array) -> list[Block]:
-        """Cut the output by step; final states are whole."""
-        if k == 0:
-            time = 1 if getattr(self.module, "batch_first", False) and y.ndim == 3 else 0
-            return by_step("y", y, time)
-        if k <= len(self.letters):
-            return [(f"{self.letters[k - 1]}_n", ...)]
-        return by_step(f"output {k}", y)
+        return by_gate(name, a, self.widths.get(name, 0), ()) or by_step(name, a)
 
 
-def from_module(
-    module: Module, *inputs: Any, state: Any = None, lengths: Any = None, **call: Any
-) -> ModuleSubject:
-    """Return a module at its inputs as a Differentiable: ``.arrays`` is the point.
+def from_leaves(
+    loss: Callable[[], Any],
+    leaves: Mapping[str, Tensor],
+    widths: Mapping[str, int] | None = None,
+) -> Leaves:
+    """Return a function that closes over Tensors as a Differentiable of these Tensors.
 
-    Its inputs are those of the call, the initial state of a layer or cell (zeros where none is
-    given) and every parameter that requires a gradient, in this order; ``.inputs`` names them.
+    Parameters
+    ----------
+    loss : callable
+        Without arguments; returns a Tensor or a nest of them.
+    leaves : dict of str to Tensor
+        By the name that a report calls them.
+    widths : dict of str to int, optional
+        The size of a gate, for leaves that are several gates side by side.
 
     Examples
     --------
-    >>> from tinygrad_rnn import nn
-    >>> from_module(nn.RNN(1, 2, rng=0), np.ones((3, 1, 1))).inputs
-    ['x', 'h0', 'L0.fwd.W_x', 'L0.fwd.W_h', 'L0.fwd.b']
+    >>> w = Tensor([2.0], requires_grad=True)
+    >>> from_leaves(lambda: w * w, {"w": w}).vjp([np.array([3.0])], [np.array([1.0])])
+    (array([6.]),)
     """
-    return ModuleSubject(module, inputs, state, lengths, call)
+    return Leaves(loss, leaves, widths or {})
 
 
-def dtype_of(module: Module) -> np.dtype[Any]:
-    """Return the dtype of a module's parameters; float64 where it has none."""
-    own = [p.dtype for p in module.parameters()]
-    return own[0] if own else np.dtype(getattr(module, "dtype", np.float64))
-
-
-def _as_input(x: Any, dtype: np.dtype[Any]) -> Array:
-    a = np.asarray(x.data if isinstance(x, Tensor) else x)
-    return a.astype(dtype) if a.dtype.kind == "f" else a
-
-
-def initial_state(module: Any, inputs: Sequence[Array], kwargs: dict[str, Any]) -> Any:
-    """Return the state that a layer or cell starts from where none is passed, as arrays."""
-    if isinstance(module, Cell):
-        return module.initial_state(len(inputs[0]) if inputs else 1)
-    with no_grad():
-        final = module(*inputs, **{**kwargs, "trace": False})[1]
-    starts = [cell.initial_state(1) for _, _, cell in module.cells()]
-    if any(np.any(s) for start in starts for s in flatten(start)):
-        raise ValueError(
-            f"{type(module).__name__}: its initial state is not zero; pass it as state="
-        )
-    return map_state(lambda s: np.zeros_like(s.data), final)
-
-
-def _letters(state: Any) -> list[str]:
-    """Return what the arrays of a state are called: h, or h and c, or numbered."""
-    if state is None:
-        return []
-    if not isinstance(state, tuple):
-        return ["h"]
-    flat = flatten(state)
-    if len(flat) == len(state) == 2:
-        return ["h", "c"]
-    return [f"s{k}" for k in range(len(flat))]
-
-
-def _widths(module: Module) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Return for each parameter of a cell the width and the letters of its gates."""
-    return {
-        f"{prefix}.{name}" if prefix else name: (cell.hidden_size, cell.gates)
-        for prefix, cell in module.named_modules()
-        if isinstance(cell, Cell)
-        for name, _ in cell.named_children()
-    }
-
-
-def as_subject(f: Any, inputs: Sequence[Any], **call: Any) -> Subject:
-    """Return what a check looks at: a function, a module, or a foreign Differentiable."""
-    if isinstance(f, Module):
-        return ModuleSubject(f, inputs, call.pop("state", None), call.pop("lengths", None), call)
-    if isinstance(f, ModuleSubject):
-        return f
-    arrays = [np.asarray(x.data if isinstance(x, Tensor) else x) for x in inputs]
-    if isinstance(f, Recorded):
-        return Recorded(f.call, arrays, f.name, f.inputs)
-    if hasattr(f, "forward") and hasattr(f, "vjp") and not isinstance(f, Op):
-        return Subject(f, arrays)
-    if not callable(f):
-        raise TypeError(
-            f"{type(f).__name__} is neither a function of Tensors nor a module nor an object with "
-            f"forward(*arrays) and vjp(arrays, cotangents)"
-        )
-    return Recorded(f, arrays, name_of(f), _argument_names(f, len(arrays)))
-
-
-def _argument_names(f: Any, n: int) -> list[str] | None:
-    """Return the names of the parameters of a Python function, where they fit n inputs."""
-    if isinstance(f, Op):
-        return list("xyz")[:n] if n <= 3 else None
-    try:
-        known = inspect.signature(f).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    names = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return names[:n] if len(names) >= n else None
+def by_gate(name: str, a: Array, width: int, letters: Sequence[str]) -> list[Block]:
+    """Cut the last axis into gates of one width; empty where there is one gate, or none."""
+    count = a.shape[-1] // width if a.ndim and width and a.shape[-1] % width == 0 else 1
+    labels = letters if len(letters) == count else [str(j) for j in range(count)]
+    return [
+        (f"{name}, gate {letter}", (..., slice(j * width, (j + 1) * width)))
+        for j, letter in enumerate(labels if count > 1 else [])
+    ]
