@@ -185,12 +185,18 @@ class Check:
         eps = max([float(np.finfo(t).eps) for t in kinds if t.kind in "fc"])
         return max(RTOL, UNITS * eps)
 
+    def _least(self, part: Part) -> float:
+        """Return the difference that is none: what was asked for, and where numbers underflow."""
+        size = sum([float(np.prod(self.subject.arrays[k][i].shape)) for k, i in part.at])
+        tiny = max([float(np.finfo(self.subject.arrays[k].dtype).tiny) for k, _ in part.at])
+        return self.settings.atol + REMAINDER + 64 * tiny * size
+
     def _judge(
         self, o: int, b: int, out: Part, part: Part,
         got: float, size: float, want: float, error: float,
     ) -> None:  # fmt: skip
         scale = max(size, abs(want))
-        tolerance = error + self._rtol(part) * scale + self.settings.atol + REMAINDER
+        tolerance = error + self._rtol(part) * scale + self._least(part)
         verdict = Verdict.RIGHT
         if not abs(got - want) <= tolerance:
             verdict = Verdict.WRONG
@@ -377,7 +383,7 @@ class Check:
         except Exception:
             return True
         scale = max(size, abs(float(want[0, 0])))
-        limit = float(error[0, 0]) + self._rtol(self.ins[b]) * scale + self.settings.atol
+        limit = float(error[0, 0]) + self._rtol(self.ins[b]) * scale + self._least(self.ins[b])
         return abs(got - float(want[0, 0])) > limit
 
     # --- second order

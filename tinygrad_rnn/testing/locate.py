@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -292,7 +293,7 @@ def cuts(subject: Subject) -> list[str]:
 
 def source_of(rule: Any) -> str:
     """Return ``  tinygrad_rnn/ops.py:80`` for a rule; empty where it has no source."""
-    code = getattr(rule, "__code__", None)
+    code = getattr(inspect.unwrap(rule), "__code__", None) if callable(rule) else None
     return f"  {_short(code.co_filename)}:{code.co_firstlineno}" if code is not None else ""
 
 

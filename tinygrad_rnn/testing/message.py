@@ -1,9 +1,9 @@
-"""What a person reads when a gradient is wrong."""
+"""What a person reads when a gradient is wrong: of a Check (compare.py), whose parts it reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +12,10 @@ from . import locate
 from .estimate import complex_step, ridders
 from .guess import guess
 
-if TYPE_CHECKING:
-    from .compare import Check
-
 ENTRIES = 64  # so many entries of a wrong block are looked at one by one
 
 
-def explain(check: Check, wrong: list[tuple[int, int, int]], seeds: int, of: int) -> str:
+def explain(check: Any, wrong: list[tuple[int, int, int]], seeds: int, of: int) -> str:
     """Return where, both numbers, what it looks like, the rule, and how to run it again.
 
     Of the wrong comparisons of one cotangent, (finding, output, input), the one that looks most
@@ -54,7 +51,7 @@ def explain(check: Check, wrong: list[tuple[int, int, int]], seeds: int, of: int
     return "\n".join([head, *[f"  {name:<11}{text}" for name, text in rows]])
 
 
-def _plainest(check: Check, wrong: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+def _plainest(check: Any, wrong: list[tuple[int, int, int]]) -> tuple[int, int, int]:
     for place, o, b in wrong[:8]:
         entries = _entries(check, o, b, 16)
         if entries is None:
@@ -65,7 +62,7 @@ def _plainest(check: Check, wrong: list[tuple[int, int, int]]) -> tuple[int, int
     return wrong[0]
 
 
-def _agreeing(check: Check, o: int) -> str:
+def _agreeing(check: Any, o: int) -> str:
     """Return which other blocks agree, for the same cotangent."""
     n = len(check.ins)
     findings = check.report.findings[-n * len(check.outs) :][o * n : (o + 1) * n]
@@ -77,7 +74,7 @@ def _agreeing(check: Check, o: int) -> str:
 
 
 def _entries(
-    check: Check, o: int, b: int, most: int = ENTRIES
+    check: Any, o: int, b: int, most: int = ENTRIES
 ) -> tuple[str, Array, Array, float] | None:
     """Return the gradients of the block, entry by entry: a label of the worst, both, the error."""
     part = check.ins[b]
@@ -115,7 +112,7 @@ def _worst(got: Array, want: Array) -> int:
     return int(np.argmax(np.abs(got - want)))
 
 
-def _sizes(check: Check) -> dict[str, int]:
+def _sizes(check: Any) -> dict[str, int]:
     """Return T, N and the like, to name a ratio by."""
     x = check.subject.arrays[0]
     if x.ndim == 3:
@@ -125,7 +122,7 @@ def _sizes(check: Check) -> dict[str, int]:
     return {"N": x.shape[0]} if x.ndim == 2 else {}
 
 
-def _rule(check: Check, o: int) -> str:
+def _rule(check: Any, o: int) -> str:
     """Return the guilty rule, or where else the fault lies."""
     try:
         guilty = locate.guilty_rule(check.subject, check.us[o])
@@ -141,7 +138,7 @@ def _rule(check: Check, o: int) -> str:
     return "none: every rule on the tape agrees with its forward; see what joins or cuts the graph"
 
 
-def _call(check: Check) -> str:
+def _call(check: Any) -> str:
     """Return the call that runs the check again, as code."""
     subject = check.subject
     config: Any = check.report.config
