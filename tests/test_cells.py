@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_rnn import Tensor, grad, no_grad, ops
+from tinygrad_rnn import Tensor, ops
 from tinygrad_rnn.nn import Cell, GRUCell, LSTMCell, RNNCell, init
-
-STEP = 1e-100  # of the complex step: nothing is subtracted, so no rounding error
+from tinygrad_rnn.testing import check_grad, from_leaves
 
 # --- the equations, written out ----------------------------------------------------------------
 
@@ -87,39 +86,10 @@ def randomise(module, seed=0, scale=1.0):
     return module
 
 
-def blocks(a, width):
-    """Yield index tuples: steps or layers of a 3-D array, gates of a parameter, else the whole."""
-    if a.ndim >= 3:
-        yield from [(k,) for k in range(len(a))]
-    elif a.ndim and width and a.shape[-1] > width and a.shape[-1] % width == 0:
-        yield from [(..., slice(k, k + width)) for k in range(0, a.shape[-1], width)]
-    else:
-        yield (...,)
-
-
-def check_gradients(loss, leaves, width=0, rtol=1e-10):
-    """Assert that the gradients of the scalar ``loss()`` are those of a complex step.
-
-    Every block of every leaf has its own direction and its own scale: a gradient lost in a
-    far step is seen beside large ones.
-    """
-    rng = np.random.default_rng(99)
-    found = grad(loss(), list(leaves.values()))
-    for (name, leaf), g in zip(leaves.items(), found, strict=True):
-        a = leaf.data
-        assert (g.shape, g.dtype) == (a.shape, np.float64), name
-        for at in blocks(a, width):
-            v = np.zeros(a.shape)
-            v[at] = rng.standard_normal(v[at].shape)
-            leaf.data = a + 1j * STEP * v
-            try:
-                with no_grad():
-                    want = float(loss().data.imag) / STEP
-            finally:
-                leaf.data = a
-            got = float((g * v).sum())
-            scale = max(np.linalg.norm(g[at]) * np.linalg.norm(v), abs(want))
-            assert abs(got - want) <= rtol * scale, f"{name}{at}: {got!r}, not {want!r}"
+def check_gradients(loss, leaves, width=0):
+    """Check the gradients of ``loss()`` by every leaf, step by step and gate by gate."""
+    widths = dict.fromkeys(leaves, width)
+    return check_grad(from_leaves(loss, leaves, widths))
 
 
 def weighted(parts, seed=7):

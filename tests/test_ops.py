@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import gradcheck
 from tests.op_cases import (
     ALL,
     BINARY,
@@ -25,31 +24,23 @@ from tests.op_cases import (
     grid,
 )  # fmt: skip
 from tinygrad_rnn import Tensor, grad, ops, record
+from tinygrad_rnn.testing import check_op, uncovered
+from tinygrad_rnn.testing.estimate import complex_step, ridders
+from tinygrad_rnn.testing.registry import check_case
 
 
 def test_every_op_has_a_case():
-    assert set(CASES) == set(ALL), "an op without a case, or a case without an op"
+    assert uncovered() == [], "ops that no test can be made for"
     assert all(op.doc and op.formula for op in ALL.values())
-
-
-def check(case, seed=0, order=2):
-    gradcheck.check(
-        case,
-        *case.inputs,
-        wrt=case.wrt,
-        complex_safe=case.op.complex_safe,
-        seed=seed,
-        order=order,
-    )
 
 
 # --- gradients -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
-@given(data=st.data(), seed=st.integers(0, 99))
-def test_gradient_of_first_and_second_order(name, data, seed):
-    check(data.draw(CASES[name]), seed)
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_gradients_dtypes_and_integrity(name):
+    """First and second order, float64 and float32, by arrays and by Tensors; or that none flows."""
+    check_op(ALL[name])
 
 
 @pytest.mark.parametrize("name", sorted(set(BINARY) - set(COMPARISONS)))
@@ -57,7 +48,7 @@ def test_gradients_of_broadcast_operands(name):
     rng = np.random.default_rng(0)
     for shapes in BROADCASTS:
         for pair in (shapes, shapes[::-1]):
-            check(Case(ALL[name], draw_inputs(ALL[name], pair, rng)))
+            check_case(Case(ALL[name], draw_inputs(ALL[name], pair, rng)))
 
 
 def test_gradients_of_where_with_three_broadcast_operands():
@@ -68,12 +59,12 @@ def test_gradients_of_where_with_three_broadcast_operands():
         ((2,), (2, 2), (1,)),
         ((0, 1), (), (3,)),
     ]:
-        check(Case(ops.where, draw_inputs(ops.where, shapes, rng)))
+        check_case(Case(ops.where, draw_inputs(ops.where, shapes, rng)))
 
 
 @pytest.mark.parametrize("shapes", MATMULS)
 def test_gradients_of_matmul(shapes):
-    check(Case(ops.matmul, draw_inputs(ops.matmul, shapes, np.random.default_rng(2))))
+    check_case(Case(ops.matmul, draw_inputs(ops.matmul, shapes, np.random.default_rng(2))))
 
 
 @pytest.mark.parametrize("index", INDICES, ids=str)
@@ -81,7 +72,7 @@ def test_gradients_of_indices(index):
     x = grid(np.random.default_rng(3), (3, 4, 2))
     case = getitem_case(x, index)
     np.testing.assert_array_equal(case(*case.inputs), x[index])
-    check(case)
+    check_case(case)
     u = grid(np.random.default_rng(4), x[index].shape)
     want = np.zeros_like(x)
     np.add.at(want, index, u)
@@ -212,37 +203,14 @@ def test_layouts_do_not_matter(layout, name, data):
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 @given(data=st.data())
-def test_float32_stays_float32(name, data):
+def test_values_in_float32_are_those_in_float64(name, data):
     case = data.draw(CASES[name])
     if name == "astype":
         case = case._replace(attrs={"dtype": np.float32})
     low = case.replace(lambda x: x.astype(np.float32))
     y, want = low(*low.inputs), case(*case.inputs)
     assert y.dtype == np.float32
-    tolerance = 64 * np.finfo(np.float32).eps
-    assert np.linalg.norm(y - want) <= tolerance * np.linalg.norm(want)
-    u = grid(np.random.default_rng(0), want.shape)
-    for g, h in zip(low.gradients(u.astype(np.float32)), case.gradients(u), strict=True):
-        assert g.dtype == np.float32
-        assert np.linalg.norm(g - h) <= tolerance * np.linalg.norm(h) + 1e-6
-    traced, _ = gradcheck.backward(low, low.inputs, low.wrt, u.astype(np.float32), True)
-    assert all(t.dtype == np.float32 for t in traced)
-
-
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
-@given(data=st.data())
-def test_nothing_is_mutated_and_gradients_share_no_memory(name, data):
-    case = data.draw(CASES[name])
-    u = grid(np.random.default_rng(0), case(*case.inputs).shape)
-    before = [x.tobytes() for x in (*case.inputs, u)]
-    found = case.gradients(u)
-    assert [x.tobytes() for x in (*case.inputs, u)] == before
-    others = [*case.inputs, u, *found]
-    for k, g in enumerate(found):
-        assert g.flags.writeable
-        assert not any(np.shares_memory(g, o) for o in others if o is not g), k
-    assert len({id(g) for g in found}) == len(found)
-    np.testing.assert_equal(case.gradients(u), found)  # and again, with the same result
+    assert np.linalg.norm(y - want) <= 64 * np.finfo(np.float32).eps * np.linalg.norm(want)
 
 
 # --- what the record declares --------------------------------------------------------------------
@@ -296,10 +264,10 @@ def test_complex_safe_ops_are_so(name, data, rng):
             x + t * d if k in case.wrt else x
             for k, (x, d) in enumerate(zip(case.inputs, v, strict=True))
         ]
-        return np.sum(u * case(*moved))
+        return np.sum(u * case(*moved)).reshape(1)
 
-    want, error = gradcheck.ridders(along, h=0.02)
-    assert abs(gradcheck.complex_step(along) - want) <= error + 1e-11 * max(1, abs(want))
+    want, error = ridders(along, h=0.02)
+    assert abs(complex_step(along) - want) <= error + 1e-11 * max(1, abs(want[0]))
 
 
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
@@ -311,10 +279,10 @@ def test_ops_that_declare_no_complex_safety_mislead_a_complex_step():
     for op in unsafe:
 
         def along(t, op=op):
-            return np.sum(np.array([1.0, 3.0]) * op(x + t, **attrs.get(op.name, {})))
+            return np.sum(np.array([1.0, 3.0]) * op(x + t, **attrs.get(op.name, {}))).reshape(1)
 
-        want, error = gradcheck.ridders(along)
-        assert abs(gradcheck.complex_step(along) - want) > error, op
+        want, error = ridders(along)
+        assert abs(np.nan_to_num(complex_step(along)) - want) > error, op
 
 
 @pytest.mark.parametrize("name", sorted(COMPARISONS))
@@ -323,7 +291,7 @@ def test_comparisons_are_recorded_and_pass_no_gradient(name, data):
     case = data.draw(CASES[name])
     x, y = (Tensor(a, requires_grad=True) for a in case.inputs)
     z = ALL[name](x, y)
-    np.testing.assert_array_equal(z.data, COMPARISONS[name](*case.inputs), strict=True)
+    np.testing.assert_array_equal(z.data, getattr(np, name)(*case.inputs), strict=True)
     assert z.op is ALL[name]
     assert not z.requires_grad
     assert not flows(ALL[name], 0)

@@ -238,9 +238,7 @@ def test_unbatched_is_a_batch_of_one_without_its_axis(kind, batch_first):
     wide = [s.reshape(4, 1, H) for s in flatten(state)]
     want, ends = batched(x.reshape(2, 1, D), tuple(wide) if len(wide) > 1 else wide[0])
     assert_close([out.data, *arrays(final)], [want.data[:, 0], *[e[:, 0] for e in arrays(ends)]])
-    check_gradients(
-        lambda: weighted(layer(x, state)), leaves_of(layer, x=x, state=state), rtol=1e-10
-    )
+    check_gradients(lambda: weighted(layer(x, state)), leaves_of(layer, x=x, state=state))
 
 
 @kinds
@@ -258,9 +256,7 @@ def test_a_list_of_sequences_gives_a_list(kind, batch_first):
     assert_close(arrays(final), arrays(ends))
     for n, y in enumerate(out):
         np.testing.assert_array_equal(y.data, want.data[: len(y), n])
-    check_gradients(
-        lambda: weighted(layer(xs, state)), leaves_of(layer, x=xs, state=state), rtol=1e-10
-    )
+    check_gradients(lambda: weighted(layer(xs, state)), leaves_of(layer, x=xs, state=state))
     plain, _ = layer([s.data for s in xs], state)
     assert_close(arrays(plain), arrays(out), rtol=0, atol=0)
 
