@@ -90,8 +90,9 @@ def check_grad(
     Examples
     --------
     >>> from tinygrad_rnn import ops
-    >>> print(check_grad(lambda x, W: ops.tanh(x @ W), np.eye(2), np.ones((2, 3)), order=2))
-    <lambda>: right, 8 comparisons by complex step; nearest to its limit: ...
+    >>> report = check_grad(lambda x, W: ops.tanh(x @ W), np.eye(2), np.ones((2, 3)), order=2)
+    >>> str(report.verdict), len(report.findings), report.method
+    ('right', 8, 'complex step')
     """
     settings = Settings(
         outputs=outputs, blocks=blocks, method=method or current.method or "auto", order=order,

@@ -264,8 +264,19 @@ def _converts(subject: Subject) -> bool:
 
 def pulled(subject: Subject) -> tuple[tuple[Array, ...], Pull]:
     """Return the outputs and the pullback at the point."""
-    with np.errstate(all="ignore"):
-        return subject.pull(subject.arrays)
+    try:
+        with np.errstate(all="ignore"):
+            return subject.pull(subject.arrays)
+    except GradientError:
+        raise
+    except Exception as error:
+        if not subject.name.startswith("backward of"):
+            raise
+        raise GradientError(
+            f"{subject.name} cannot be recorded, for a gradient of the gradient: a rule uses more "
+            f"than operators and primitives ({type(error).__name__}: {error}"
+            f"{locate.raising_rule(error)})"
+        ) from error
 
 
 def gradients(

@@ -65,7 +65,7 @@ def guilty_rule(subject: Subject, cotangents: Sequence[Array | None]) -> Guilty 
     nodes = _reached(subject, cotangents)
     for t in nodes:
         error, rule = worst_rule(t.op, [x.data for x in t.inputs], t.attrs, t.data)
-        if error > 1e-8:
+        if error > 3e-10:
             wrong.setdefault(t.op.name, []).append((error, t, rule))
     if not wrong:
         return None

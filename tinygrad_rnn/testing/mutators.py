@@ -162,9 +162,8 @@ def _statement(at: _Step, label: str, known: set[str]) -> Iterator[_Site]:
             inner |= {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)}
         yield from _body(node, "body", label, inner)
         return
-    if isinstance(node, ast.Raise | ast.Assert | ast.Import | ast.ImportFrom | ast.Pass):
-        return
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+    text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    if text or isinstance(node, ast.Raise | ast.Assert | ast.Import | ast.ImportFrom | ast.Pass):
         return
     if isinstance(node, ast.If) and _raises(node.body):
         yield from _body(node, "orelse", label, known)
@@ -325,15 +324,14 @@ def _changes(node: Any, path: tuple[_Step, ...]) -> Changes:
         case ast.Call():
             yield from _calls(node)
         case ast.IfExp():
-            yield "negated condition", ast.IfExp(_negated(node.test), node.body, node.orelse)
+            yield (
+                "negated condition",
+                ast.IfExp(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse),
+            )
     if isinstance(at.parent, ast.If | ast.While) or at.name == "ifs":
-        yield "negated condition", _negated(node)
+        yield "negated condition", ast.UnaryOp(ast.Not(), node)
     if isinstance(at.parent, ast.Lambda | ast.Return) and at.name in ("body", "value"):
         yield from _results(node, isinstance(at.parent, ast.Lambda))
-
-
-def _negated(test: ast.expr) -> ast.expr:
-    return ast.UnaryOp(ast.Not(), test)
 
 
 def _times(factor: float, node: ast.expr) -> ast.expr:

@@ -293,7 +293,9 @@ def check_case(
     >>> from tinygrad_rnn import ops
     >>> check_case(Case(ops.mul, (np.array([1.0, 2.0]), np.array(0.5))))
     """
-    case = case.replace(lambda x: x.astype(dtype))
+    # digits beyond float32, so that a rule that computes in it is seen; ties and zeros stay
+    factor = 1 + 2.0**-29 / 3 if dtype == "float64" else 1.0
+    case = case.replace(lambda x: (x * factor).astype(dtype))
     if not case.op.differentiable:
         _check_without_gradient(case)
         return

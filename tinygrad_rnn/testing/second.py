@@ -11,6 +11,7 @@ from ..arrays import Array
 from ..op import Op
 from ..scope import record, recording
 from ..tensor import Tensor
+from .report import GradientError
 from .subject import Block, Pull, Recorded, Subject, pull_back
 
 
@@ -62,6 +63,13 @@ class Backward(Subject):
         cotangents = [Tensor(u, requires_grad=True) for u in arrays[self.n :]]
         with recording():
             found = pull_back(outs, leaves, cotangents, True)
+        for name, g in zip(self.inner.inputs, found, strict=True):
+            if g is not None and not isinstance(g, Tensor):
+                raise GradientError(
+                    f"{self.name}: the gradient of {name} cannot be differentiated again: a rule "
+                    f"returned {type(g).__name__} where Tensors went in; use operators and "
+                    f"primitives instead of functions of NumPy"
+                )
         return [*leaves, *cotangents], [found[k] for k in self.wanted]
 
     def blocks(self, k: int) -> list[Block]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from .estimate import complex_step, ridders
+from .estimate import STEP, ridders
 from .subject import Subject
 
+EPS = float(np.finfo(np.float64).eps)
 OUTPUTS = 8  # so many blocks of the outputs have a cotangent of their own
 
 
@@ -30,14 +31,14 @@ class Part:
                 filled[k] = np.zeros(arrays[k].shape)
             there = filled[k]
             assert there is not None
-            there[index] = weights(there[index].shape, rng)
+            w = weights(there[index].shape, rng)
+            there[index] = w if arrays[k].dtype.itemsize >= 8 else w.astype(arrays[k].dtype)
         return filled
 
 
 def weights(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Return random numbers of either sign, none of them near 0; exact in float32."""
-    size = rng.integers(64, 193, shape) / 128
-    return np.asarray(size * rng.choice([-1.0, 1.0], shape))
+    """Return random numbers of either sign, none of them near 0, with all their digits."""
+    return np.asarray(rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape))
 
 
 def input_parts(subject: Subject, wrt: Sequence[int], blocks: str) -> list[Part]:
@@ -107,19 +108,22 @@ class Slopes:
         self, direction: Sequence[Array | None], cotangents: Sequence[list[Array | None]]
     ) -> Callable[[Any], Array]:
         """Return t -> <u, f(x + t v)> for every cotangent u."""
+        return lambda t: dots(cotangents, self.subject.forward(*self._moved(direction, t)))
 
-        def values(t: Any) -> Array:
-            moved = [
-                a if v is None else a + t * v for a, v in zip(self.high, direction, strict=True)
-            ]
-            return dots(cotangents, self.subject.forward(*moved))
+    def _moved(self, direction: Sequence[Array | None], t: Any) -> list[Array]:
+        return [a if v is None else a + t * v for a, v in zip(self.high, direction, strict=True)]
 
-        return values
-
-    def by_complex_step(self) -> Array:
-        """Return the slopes (cotangents, parts); exact to rounding for analytic functions."""
-        columns = [complex_step(self.along(v, self.cotangents)) for v in self.directions]
-        return np.stack(columns, 1)
+    def by_complex_step(self) -> tuple[Array, Array]:
+        """Return the slopes (cotangents, parts) and what rounding of their sums may be."""
+        columns, errors = [], []
+        sizes = [[None if u is None else np.abs(u) for u in us] for us in self.cotangents]
+        for v in self.directions:
+            moved = self._moved(v, 1j * STEP)
+            with np.errstate(all="ignore"):
+                ys = [np.imag(y) / STEP for y in self.subject.forward(*moved)]
+            columns.append(dots(self.cotangents, ys))
+            errors.append(16 * EPS * dots(sizes, [np.abs(y) for y in ys]))
+        return np.stack(columns, 1), np.stack(errors, 1)
 
     def by_ridders(self) -> tuple[Array, Array]:
         """Return the slopes and the errors they may have."""
@@ -134,7 +138,7 @@ class Slopes:
             after, before = along(1.0), along(0.0)
             columns.append(after - before)
             size = np.maximum(np.abs(after), np.abs(before)) + self._size(v)
-            errors.append(32 * np.finfo(np.float64).eps * size)
+            errors.append(32 * EPS * size)
         return np.stack(columns, 1), np.stack(errors, 1)
 
     def _size(self, direction: Sequence[Array | None]) -> Array:

@@ -134,7 +134,7 @@ def is_own(op: Op) -> bool:
     """Whether an op with a gradient belongs to this package: its rules are written here."""
     rules = [rule for rule in (*op.rules, op.rule_all) if rule is not None]
     home = __name__.split(".")[0]
-    return any(getattr(rule, "__module__", "").split(".")[0] == home for rule in rules)
+    return any((getattr(rule, "__module__", None) or "").split(".")[0] == home for rule in rules)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -69,11 +69,14 @@ def initial_state(cfg: RNNConfig) -> Claims:
         yield Claim(f"gradient of initial state {k}, one for the whole batch", one[str(k)], summed)
         if not got.any():
             turn = iter(range(len(us)))
-            moved = map_state(lambda a, k=k, it=turn: a + 0.01 * (next(it) == k), spread)
+            moved = map_state(lambda a, k=k, it=turn: a + 1e-6 * (next(it) == k), spread)
             other = call(layer, x, moved, lengths)
-            yield Fact(
-                all(np.array_equal(a.data, b.data) for a, b in zip(run.ys, other.ys, strict=True)),
-                f"the gradient at initial state {k} is 0, but the output depends on it",
+            pairs = zip(other.ys, run.ys, strict=True)
+            slope = max([float(np.abs(a.data - b.data).max()) for a, b in pairs]) / 1e-6
+            yield Fact(  # not the curvature, and not a relu that was dead
+                slope < 1e-3,
+                f"the gradient at initial state {k} is 0, but the output moves {slope:.2g} times "
+                f"as far as the state",
             )
 
 
