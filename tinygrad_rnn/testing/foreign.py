@@ -49,9 +49,10 @@ class Foreign:
         flat = flatten(self.f(*xs))
         for k, y in enumerate(flat):
             if not isinstance(y, what):
+                kind = what.__name__.rpartition(".")[2]
                 raise NotATensorError(
                     f"{self.name}: output {k} is a {type(y).__name__}; "
-                    f"expected {what.__name__.rpartition('.')[2]}, or a nest of them in tuples and lists"
+                    f"expected {kind}, or a nest of them in tuples and lists"
                 )
         return tuple(flat)
 

@@ -24,12 +24,12 @@ def explain(check: Any, wrong: list[tuple[int, int, int]], seeds: int, of: int) 
     place, o, b = _plainest(check, wrong)
     finding = check.report.findings[place]
     subject = check.subject
-    rows = [("where", f"d {finding.output} / d {finding.input}")]
+    rows = [("where", finding.what)]
     at_kink = any("subgradient" in note for note in check.report.notes)
     entries = None if at_kink else _entries(check, o, b)
     if entries is not None:
         label, got, want, error = entries
-        rows[0] = ("where", f"d {finding.output} / d {finding.input}{label}{_agreeing(check, o)}")
+        rows[0] = ("where", f"{finding.what}{label}{_agreeing(check, o)}")
         rows.append(("backward", f"{got.ravel()[_worst(got, want)]:+.10g}"))
         rows.append((
             "reference",

@@ -55,6 +55,11 @@ class Finding:
     note: str = ""
 
     @property
+    def what(self) -> str:
+        """``d h_n / d L0.fwd.b, gate f``."""
+        return f"d {self.output} / d {self.input}"
+
+    @property
     def ratio(self) -> float:
         """|got - want| / tolerance; 1 is the limit."""
         difference = abs(self.got - self.want)
@@ -114,10 +119,8 @@ class GradReport:
         worst = self.worst
         text = f"{self.what}: {self.verdict}, {len(self.findings)} comparisons by {self.method}"
         if worst is not None and worst.tolerance:
-            text += (
-                f"; nearest to its limit: d {worst.output} / d {worst.input}, "
-                f"{worst.ratio:.2g} of the tolerance"
-            )
+            what = worst.input if worst.method == "relation" else worst.what
+            text += f"; nearest to its limit: {what}, {worst.ratio:.2g} of the tolerance"
         if self.inconclusive:
             text += f"; {self.inconclusive} inconclusive"
         return "\n  ".join([text, *self.notes])
