@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinygrad_rnn import Tensor, nn, no_grad, ops
+from tinygrad_rnn import Parameter, Tensor, nn, no_grad, ops
 from tinygrad_rnn.op import OPS, primitive
 from tinygrad_rnn.testing import (
     GradientError,
@@ -386,3 +386,47 @@ def test_every_report_reaches_the_listeners(planted):
     assert [r.verdict for r in seen] == [Verdict.RIGHT, Verdict.WRONG]
     assert seen[0].as_dict()["verdict"] == "right"
     assert seen[0].ops == ("exp",)
+
+
+# --- initial states -------------------------------------------------------------------------------
+
+
+class Starting(nn.RNNCell):
+    """Starts elsewhere than at zero."""
+
+    def initial_state(self, batch):
+        return np.full((batch, self.hidden_size), 0.25, self.dtype)
+
+
+class Learning(nn.RNNCell):
+    """Learns where to start."""
+
+    def __init__(self, input_size, hidden_size, **settings):
+        super().__init__(input_size, hidden_size, **settings)
+        self.start = Parameter(np.ones((1, hidden_size), self.dtype))
+
+    def initial_state(self, batch):
+        return ops.broadcast(self.start, shape=(batch, self.hidden_size))
+
+
+@pytest.mark.parametrize("x", [x_of(3, 2, 2), x_of(3, 2)])
+def test_a_state_that_does_not_start_at_zero(x):
+    cells = [Starting(2, 3, dtype="float64", rng=0), Starting(3, 2, dtype="float64", rng=1)]
+    subject = from_module(nn.Recurrent(cells), x)
+    assert {float(v) for s in subject.arrays[1:3] for v in s.ravel()} == {0.25}
+    want = nn.Recurrent(cells)(x)[0].data
+    np.testing.assert_array_equal(subject.forward(*subject.arrays)[0], want)
+    assert check_module(nn.Recurrent(cells), x).verdict is Verdict.RIGHT
+
+
+def test_a_learned_start_is_checked_as_the_parameter_it_is():
+    layer = nn.Recurrent(Learning(2, 3, dtype="float64", rng=0))
+    report = check_module(layer, x_of(3, 2, 2))
+    assert "L0.fwd.start" in {f.input for f in report.findings}
+    assert max(f.scale for f in report.findings if f.input == "L0.fwd.start") > 0
+
+
+def test_a_rule_that_gives_nan_is_named(planted):
+    planted(ops.sqrt, lambda g, y, x: g / (y - y))
+    message = str(error_of(lambda x: ops.sqrt(x * x + 1.0) * 2.0, x_of(2)))
+    assert "rule  sqrt  kit/test_checks.py:" in message

@@ -69,7 +69,7 @@ class TestOtherEngines:
         anp = pytest.importorskip("autograd.numpy")
         with pytest.raises(GradientError, match="Can't handle extra leading dims") as caught:
             run(only(anp, "broadcast_to"), from_autograd, HUNT)
-        assert "F.broadcast_to(v0, " in str(caught.value)
+        assert "F.broadcast_to(v" in str(caught.value)
 
 
 def changed(**more):

@@ -19,7 +19,7 @@ from .subject import Recorded, Subject
 
 RTOL = 1e-10  # of a block, in float64; the worst seen in 1500 LSTMs is 6e-13
 UNITS = 64  # of rounding, in float32
-REMAINDER = 1e-150  # a complex step of h leaves h^2 f''' / 6, 1e-200, where the slope is 0
+REMAINDER = 1e-95  # what a complex step of 1e-100 leaves where the slope is 0, as of x^2 at 0
 METHODS = ("auto", "complex", "ridders", "exact")
 KINKS = ("interval", "error", "reject")
 ENTRIES = 32  # so many entries of a block are looked at one by one

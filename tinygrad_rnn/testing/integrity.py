@@ -317,7 +317,8 @@ def gradients(
             fail(f"{subject.name}: the gradient of {name} is {g.dtype}, {name} is {a.dtype}")
         if not np.isfinite(g).all():
             at = [int(i) for i in np.argwhere(~np.isfinite(g))[0]]
-            fail(f"{subject.name}: backward gave {g[tuple(at)]} for {name} at {at}")
+            origin = locate.first_non_finite(subject, cotangents)
+            fail(f"{subject.name}: backward gave {g[tuple(at)]} for {name} at {at}{origin}")
         result.append(g)
     _share_nothing(subject, result, cotangents)
     return result

@@ -279,6 +279,18 @@ def writing_rule(subject: Subject, cotangents: Sequence[Array | None]) -> str:
     return ""
 
 
+def first_non_finite(subject: Subject, cotangents: Sequence[Array | None]) -> str:
+    """Return which rule gave the first gradient that is not finite, in words to append."""
+    for t in reversed(_reached(subject, cotangents)):
+        inputs = [np.array(x.data) for x in t.inputs]
+        with np.errstate(all="ignore"), suppress(Exception):
+            for k, g, rule in _apply_rules(t.op, inputs, t.attrs, np.ones(t.shape, t.dtype)):
+                if g is not None and inputs[k].dtype.kind in "fc" and not np.isfinite(g).all():
+                    where = f" in {t.place}" if t.place else ""
+                    return f"; rule  {t.op.name}{source_of(rule)}{where}"
+    return ""
+
+
 def cuts(subject: Subject) -> list[str]:
     """Return where a graph is cut: nodes that were detached from what they were made from."""
     recorded = subject.record(subject.arrays)

@@ -143,17 +143,36 @@ def _as_input(x: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def initial_state(module: Any, inputs: Sequence[Array], kwargs: dict[str, Any]) -> Any:
-    """Return the state that a layer or cell starts from where none is passed, as arrays."""
+    """Return the state that a layer or cell starts from where none is passed, as arrays.
+
+    None where it is learned: what is passed in its place would hide its parameters.
+    """
     if isinstance(module, Cell):
-        return module.initial_state(len(inputs[0]) if inputs else 1)
+        starts = [module.initial_state(len(inputs[0]) if inputs else 1)]
+        return None if _learned(starts) else starts[0]
     with no_grad():
         final = module(*inputs, **{**kwargs, "trace": False})[1]
-    starts = [cell.initial_state(1) for _, _, cell in module.cells()]
-    if any(np.any(s) for start in starts for s in flatten(start)):
-        raise ValueError(
-            f"{type(module).__name__}: its initial state is not zero; pass it as state="
-        )
-    return map_state(lambda s: np.zeros_like(s.data), final)
+    cells = [cell for _, _, cell in module.cells()]
+    if _learned([cell.initial_state(1) for cell in cells]):
+        return None
+    rows = [np.asarray(s) for cell in cells for s in flatten(cell.initial_state(1))]
+    shapes = [s.shape for s in flatten(final)]
+    if len(rows) != len(shapes):  # stacked as in PyTorch: (layers * directions, N, H)
+        count = len(shapes)
+        rows = [np.stack(rows[k::count]) for k in range(count)]
+    values = iter([np.array(np.broadcast_to(_fit(r, s), s)) for r, s in zip(rows, shapes)])  # noqa: B905
+    return map_state(lambda s: next(values).astype(s.dtype), final)
+
+
+def _fit(row: Array, shape: tuple[int, ...]) -> Array:
+    """Drop the axis of the batch, of length 1, where a state has none."""
+    return row if row.ndim == len(shape) else row.reshape(*row.shape[:-2], row.shape[-1])
+
+
+def _learned(starts: Sequence[Any]) -> bool:
+    return any(
+        isinstance(s, Tensor) and s.requires_grad for start in starts for s in flatten(start)
+    )
 
 
 def _letters(state: Any) -> list[str]:

@@ -103,8 +103,8 @@ class Mutant:
 def mutants(source: str, where: Iterable[str] | None = None) -> list[Mutant]:
     r"""Return every mutant of a module's text, in the order of the text, none of them twice.
 
-    Left out are docstrings, annotations, decorators, imports, assertions, and what raises: the
-    statement and the condition that guards nothing else.
+    Left out are docstrings, annotations, decorators, imports, assertions (``zip(strict=True)``
+    is one), and what raises: the statement and the condition that guards nothing else.
 
     Parameters
     ----------
@@ -140,9 +140,6 @@ def _module_sites(tree: ast.Module) -> Iterator[_Site]:
         elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             label = statement.targets[0].id
         yield from _statement(_Step(tree, "body", k), label, set())
-
-
-# --- where a text may be mutated -----------------------------------------------------------------
 
 
 class _Site(NamedTuple):
@@ -220,8 +217,9 @@ def _expressions(node: ast.AST, label: str, path: tuple[_Step, ...] = ()) -> Ite
         if name in ("annotation", "returns", "decorator_list", "type_params"):
             continue
         for k, part in enumerate(value) if isinstance(value, list) else ((None, value),):
-            skipped = ast.stmt | ast.JoinedStr | ast.excepthandler
-            if not isinstance(part, ast.AST) or isinstance(part, skipped):
+            other = ast.stmt | ast.JoinedStr | ast.excepthandler
+            strict = isinstance(part, ast.keyword) and part.arg == "strict"  # zip's: an assertion
+            if not isinstance(part, ast.AST) or isinstance(part, other) or strict:
                 continue
             here = (*path, _Step(node, name, k))
             if isinstance(part, ast.expr):

@@ -1,0 +1,1 @@
+"""Planted defects: what the kit catches, and beside it what the rules of other projects catch."""
