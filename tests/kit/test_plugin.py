@@ -41,6 +41,7 @@ cube.vjp(lambda g, y, x: g * 3 * x * x)
 def run(pytester, monkeypatch):
     """Return a function that runs a test file with options, in this process."""
     monkeypatch.delenv("HYPOTHESIS_PROFILE", raising=False)
+    monkeypatch.setattr(profiles, "chosen", None)  # by the run that this test is part of
     before = dict(OPS)
 
     def run(text, *given, **files):

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import graph
 from ..arrays import Array
-from ..scope import recording
+from ..scope import record
 from ..tensor import Tensor
 from .subject import Subject, pull_back
 
@@ -29,7 +29,7 @@ def noise(subject: Subject, cotangents: Sequence[Array | None]) -> list[Array] |
         return _from_outside(subject, cotangents)
     outs, leaves = recorded
     try:
-        with recording(), np.errstate(all="ignore"):
+        with record(), np.errstate(all="ignore"):  # a linear rule is recorded too
             us = [
                 None if u is None else Tensor(u.astype(y.dtype))
                 for u, y in zip(cotangents, outs, strict=True)
@@ -87,13 +87,17 @@ def _copy(a: Array | None) -> Array | None:
 
 
 def _again(order: Sequence[Any], rng: np.random.Generator) -> dict[int, Array]:
-    """Compute a graph again, each result rounded at random; what is compared stays as it was."""
+    """Compute a graph again, each result rounded at random; what is compared stays as it was.
+
+    A linear op has sums inside: their rounding is relative to what it adds up, its inputs.
+    """
     values: dict[int, Array] = {}
     for t in order:
         if t.op is None or t.data.dtype.kind not in "fc":
             values[t.order] = t.data
             continue
-        y = np.asarray(t.op.forward(*[values[x.order] for x in t.inputs], **t.attrs))
-        eps = np.finfo(y.dtype).eps
-        values[t.order] = (y * (1 + eps * rng.uniform(-1, 1, y.shape))).astype(y.dtype)
+        inputs = [values[x.order] for x in t.inputs]
+        if t.op.linear:
+            inputs = [_rounded(a, rng) for a in inputs]
+        values[t.order] = _rounded(np.asarray(t.op.forward(*inputs, **t.attrs)), rng)
     return values
