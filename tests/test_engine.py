@@ -1,25 +1,19 @@
 """The engine: random graphs against a second engine, memory, depth, and how the sweep collects."""
 
 import gc
-import sys
 import weakref
 from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests import reference
-from tests.reference import Ref
-from tinygrad_rnn import Tensor, debug, grad, graph, no_grad, ops, record
+from tinygrad_rnn import Tensor, debug, grad, graph, ops, record
 from tinygrad_rnn.errors import NonFiniteError
 from tinygrad_rnn.op import OPS
 from tinygrad_rnn.testing import check_grad
 
-SHAPES = [(), (1,), (3,), (2, 3), (3, 2), (1, 3), (2, 1), (2, 2, 3)]
-INDICES = [0, -1, slice(None, None, -1), slice(1, None), ..., (..., None), [0, 0, -1], (..., 0)]
 PICK = st.integers(0, 10**6)
 
 
@@ -27,155 +21,7 @@ def leaf(values, **more):
     return Tensor(np.asarray(values, np.float64), requires_grad=True, **more)
 
 
-# --- random graphs -------------------------------------------------------------------------------
-
-
-class Tape(RuleBasedStateMachine):
-    """Grow a graph in both engines at once: values and gradients must agree all the while."""
-
-    def __init__(self):
-        super().__init__()
-        gc.collect()
-        gc.disable()
-        self.pairs = []  # (Tensor, Ref)
-        self.leaves = []
-        self.dead = []  # weak references to every node there ever was
-
-    def pick(self, k):
-        return self.pairs[k % len(self.pairs)]
-
-    def put(self, t, r):
-        if np.abs(r.value).max(initial=0) > 100:  # keep numbers where 1e-12 means something
-            t, r = ops.tanh(t), reference.elementwise(*reference.UNARY["tanh"], r)
-        assert isinstance(t, Tensor)
-        assert t.requires_grad == r.needs
-        np.testing.assert_allclose(t.data, r.value, rtol=1e-12, atol=1e-12, strict=True)
-        self.pairs.append((t, r))
-        self.dead.append(weakref.ref(t))
-
-    @rule(shape=st.sampled_from(SHAPES), seed=PICK, needs=st.sampled_from([True, True, False]))
-    def create(self, shape, seed, needs):
-        values = np.random.default_rng(seed).integers(-16, 17, shape) / 8
-        self.put(Tensor(values, requires_grad=needs), Ref(values, needs))
-        self.leaves.append(self.pairs[-1])
-
-    @precondition(lambda self: self.pairs)
-    @rule(k=PICK, name=st.sampled_from(sorted(reference.UNARY)))
-    def unary(self, k, name):
-        t, r = self.pick(k)
-        self.put(OPS[name](t), reference.elementwise(*reference.UNARY[name], r))
-
-    @precondition(lambda self: self.pairs)
-    @rule(k=PICK, j=PICK, name=st.sampled_from(sorted(reference.BINARY)))
-    def binary(self, k, j, name):
-        (t, r), (u, s) = self.pick(k), self.pick(j)
-        try:
-            np.broadcast_shapes(t.shape, u.shape)
-        except ValueError:
-            (u, s) = (t, r)
-        self.put(OPS[name](t, u), reference.elementwise(*reference.BINARY[name], r, s))
-
-    @precondition(lambda self: self.pairs)
-    @rule(k=PICK, j=PICK)
-    def matmul(self, k, j):
-        (t, r), (u, s) = self.pick(k), self.pick(j)
-        if t.ndim == 2:
-            if u.ndim != 2 or u.shape[0] != t.shape[1]:
-                u, s = t.T, reference.moved(r, reference.positions(r).T)
-            self.put(t @ u, reference.product(r, s))
-
-    @precondition(lambda self: self.pairs)
-    @rule(k=PICK, index=st.sampled_from(INDICES))
-    def read(self, k, index):
-        t, r = self.pick(k)
-        if t.ndim:
-            at = reference.positions(r)[index]
-            if at.size:  # what is empty has tests of its own; the naive engine does not know it
-                self.put(t[index], reference.moved(r, at))
-
-    @precondition(lambda self: self.pairs)
-    @rule(k=PICK, how=st.sampled_from(["T", "flat", "sum", "row"]))
-    def view(self, k, how):
-        t, r = self.pick(k)
-        at = reference.positions(r)
-        if how == "sum" and t.ndim:
-            self.put(t.sum(k % t.ndim), reference.added(r, k % t.ndim))
-        elif how == "T":
-            self.put(t.T, reference.moved(r, at.T))
-        else:
-            to = (-1,) if how == "flat" else (1, -1)
-            self.put(t.reshape(to), reference.moved(r, at.reshape(to)))
-
-    @precondition(lambda self: self.pairs)
-    @rule(k=PICK, j=PICK)
-    def concat(self, k, j):
-        (t, r), (u, s) = self.pick(k), self.pick(j)
-        if t.ndim and t.size < 30:
-            if u.ndim != t.ndim or u.shape[1:] != t.shape[1:]:
-                u, s = t, r
-            self.put(ops.concat(t, u), reference.joined(r, s))
-
-    @precondition(lambda self: self.pairs)
-    @rule(k=PICK)
-    def detach(self, k):
-        t, r = self.pick(k)
-        self.put(t.detach(), r.detached())
-
-    @precondition(lambda self: self.pairs)
-    @rule(k=PICK)
-    def unrecorded(self, k):
-        t, r = self.pick(k)
-        with no_grad():
-            self.put(-t * 0.5, Ref(-r.value * 0.5))
-
-    @precondition(lambda self: any(r.needs for _, r in self.pairs))
-    @rule(k=PICK, times=st.integers(1, 2))
-    def backward(self, k, times):
-        t, r = [(t, r) for t, r in self.pairs if r.needs][k % sum(r.needs for _, r in self.pairs)]
-        for _ in range(times):
-            t.backward(np.ones(t.shape))
-            reference.backward(r, [s for _, s in self.leaves])
-
-    @precondition(lambda self: any(r.needs for _, r in self.pairs))
-    @rule(k=PICK, j=PICK, create_graph=st.booleans())
-    def gradient_inside(self, k, j, create_graph):
-        t, r = [(t, r) for t, r in self.pairs if r.needs][k % sum(r.needs for _, r in self.pairs)]
-        u, s = [(t, r) for t, r in self.pairs if r.needs][j % sum(r.needs for _, r in self.pairs)]
-        want = reference.gradients(r, np.ones(t.shape)).get(id(s), np.zeros(u.shape))
-        if t.op is None and t is not u:
-            return  # a leaf is no output of anything
-        g = grad(t, u, np.ones(t.shape), create_graph)
-        np.testing.assert_allclose(np.asarray(g), want, rtol=1e-11, atol=1e-11, strict=True)
-
-    @rule()
-    def zero(self):
-        for t, r in self.leaves:
-            t.grad = r.grad = None
-
-    @precondition(lambda self: self.pairs)
-    @rule(k=PICK)
-    def forget(self, k):
-        del self.pairs[k % len(self.pairs)]
-
-    @invariant()
-    def gradients_agree(self):
-        for t, r in self.leaves:
-            assert (t.grad is None) == (r.grad is None)
-            if t.grad is not None:
-                assert type(t.grad) is np.ndarray
-                np.testing.assert_allclose(t.grad, r.grad, rtol=1e-11, atol=1e-11, strict=True)
-
-    def teardown(self):
-        self.pairs.clear()
-        self.leaves.clear()
-        alive = [w for w in self.dead if w() is not None]
-        gc.enable()
-        failing = sys.exc_info()[0] is not None  # its traceback holds nodes
-        assert failing or not alive, f"{len(alive)} nodes outlive the last reference to their graph"
-
-
-TestTape = Tape.TestCase
-TestTape.settings = settings(settings.default, stateful_step_count=30)
+# --- random graphs; those of the state machine are in kit/test_machine.py ------------------------
 
 
 def test_a_constant_has_a_gradient_when_it_is_asked_for():

@@ -292,3 +292,15 @@ def test_hypothesis_is_loaded_on_first_use():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "random cases need hypothesis: pip install hypothesis"
+
+
+@pytest.mark.parametrize(
+    "op", [ops.getitem, ops.take, ops.part, ops.matmul], ids=lambda op: op.name
+)
+def test_a_rule_that_its_collector_stands_before_is_checked_too(op, monkeypatch):
+    k = next(k for k, c in enumerate(op.collectors) if c is not None)
+    rules = list(op.rules)
+    rules[k] = lambda *args, rule=op.rules[k], **attrs: rule(*args, **attrs) * 1.001
+    monkeypatch.setattr(op, "rules", tuple(rules))
+    with pytest.raises(testing.GradientError, match="beside its collector"):
+        check_op(op, max_examples=5)

@@ -7,14 +7,16 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from tests import reference, test_engine
+from tests import test_engine
 from tests.op_cases import grid
-from tests.reference import Ref
 from tinygrad_rnn import Tensor, autodiff, debug, grad, graph, no_grad, ops, record
 from tinygrad_rnn.errors import GraphError, NonFiniteError, ShapeError
 from tinygrad_rnn.op import OPS, Op
+from tinygrad_rnn.testing import reference
 from tinygrad_rnn.testing.checks import check_grad
 from tinygrad_rnn.testing.integrity import check_vjp
+from tinygrad_rnn.testing.machine import OWN
+from tinygrad_rnn.testing.reference import Ref
 
 RNG = np.random.default_rng(3)
 A, B, S = grid(RNG, (2, 3)), grid(RNG, (2, 3)), np.array(0.75)
@@ -311,14 +313,14 @@ def a_second_engine():
             (t, r), (u, s) = (pairs[k] for k in rng.integers(len(pairs), size=2))
             kind = rng.integers(6)
             if kind == 0:
-                name = sorted(reference.UNARY)[rng.integers(3)]
+                name = sorted(reference.UNARY)[rng.integers(len(reference.UNARY))]
                 pairs.append(
-                    (getattr(ops, name)(t), reference.elementwise(*reference.UNARY[name], r))
+                    (getattr(OWN, name)(t), reference.elementwise(*reference.UNARY[name], r))
                 )
             elif kind == 1:
-                name = sorted(reference.BINARY)[rng.integers(4)]
+                name = sorted(reference.BINARY)[rng.integers(len(reference.BINARY))]
                 new = reference.elementwise(*reference.BINARY[name], r, s)
-                pairs.append((getattr(ops, name)(t, u), new))
+                pairs.append((getattr(OWN, name)(t, u), new))
             elif kind == 2:
                 pairs.append((t @ u, reference.product(r, s)))
             elif kind == 3:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..op import OPS, Op
+from ..ops import unbroadcast
 from ..tensor import Tensor
 from . import profiles
 from .cases import Case, Domain
 from .checks import check_grad
 from .compare import KINKS
 from .integrity import check_vjp
-from .report import GradientError, Verdict
+from .locate import source_of
+from .report import GradientError, Verdict, require_close
+from .slopes import weights
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -302,6 +305,23 @@ def check_case(
     f, arrays = _function(case)
     check_grad(f, *arrays, order=order, kinks=kinks)
     check_vjp(f, *arrays)
+    _check_shadowed(case)
+
+
+def _check_shadowed(case: Case) -> None:
+    """Check the rules that never run since a collector stands before them: both say the same."""
+    op, y = case.op, np.asarray(case(*case.inputs))
+    u = weights(y.shape, np.random.default_rng(0)).astype(y.dtype)
+    for k, (rule, collector) in enumerate(zip(op.rules, op.collectors, strict=False)):
+        if rule is None or collector is None:
+            continue
+        alone = np.asarray(rule(u, y, *case.inputs, **case.attrs))
+        g = unbroadcast(alone, case.inputs[k].shape)
+        together = collector(case.inputs[k], [(u, case.inputs, case.attrs)])
+        require_close(
+            f"{op.name}{source_of(rule)}", f"the rule of input {k} beside its collector", g,
+            together, 1e-9 if y.dtype.itemsize >= 8 else 1e-4,
+        )  # fmt: skip
 
 
 def _function(case: Case) -> tuple[Callable[..., Any], list[Any]]:
