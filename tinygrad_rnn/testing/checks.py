@@ -12,7 +12,8 @@ from ..arrays import Array
 from ..module import Module
 from . import integrity
 from .compare import Check, Settings
-from .modules import as_subject
+from .estimate import kink
+from .modules import as_array, as_subject
 from .options import current
 from .report import Finding, GradientError, GradReport, Verdict, publish
 from .slopes import weights
@@ -107,7 +108,7 @@ def check_grad(
     subject = as_subject(f, inputs, **call)
     report = GradReport(subject.name)
     try:
-        with integrity.subject_restored(subject):
+        with np.errstate(all="ignore"), integrity.subject_restored(subject):
             Check(subject, settings, _wrt(wrt, subject), report).run()
     except GradientError as error:
         error.report = report
@@ -181,43 +182,70 @@ def check_taylor(f: Any, x: Any, g: Any = None, *, seed: int | None = None) -> G
     >>> str(check_taylor(lambda x: ops.exp(x).sum(), [0.0, 1.0]).verdict)
     'right'
     """
+    if isinstance(f, Module):
+        raise TypeError("check_taylor: f is a function of one Tensor: lambda x: module(x).sum()")
     subject = as_subject(f, (x,))
-    a = subject.arrays[0]
     report = GradReport(subject.name, method="Taylor remainder")
-    rng = np.random.default_rng(seed if seed is not None else current.seed or 0)
     try:
-        (y,) = integrity.evaluate(subject)
-        if y.size != 1:
-            integrity.fail(f"check_taylor: {subject.name} returns {y.shape}, not a scalar")
-        if g is None:
-            _, back = integrity.pulled(subject)
-            g = integrity.gradients(subject, back, [np.ones(y.shape)])[0]
-        v = weights(a.shape, rng)
-        slope = float(np.sum(np.asarray(g) * v))
-        steps = 0.1 / 2 ** np.arange(8)
-        values = [float(subject.forward(a + h * v)[0].ravel()[0]) for h in steps]
-        rest = np.abs(np.array(values) - float(y.ravel()[0]) - steps * slope)
-        floor = 64 * np.finfo(np.float64).eps * max(1.0, float(np.abs(y).max()), abs(slope))
-        seen = rest > floor
-        rates = [float(np.log2(rest[k] / rest[k + 1])) for k in range(7) if seen[k] and seen[k + 1]]
-        rate = float(np.median(rates[-3:])) if rates else np.inf
-        verdict = Verdict.RIGHT if rate >= 1.9 else Verdict.WRONG
-        report.findings.append(
-            Finding("output", subject.inputs[0], slope, slope, 1.0, 0.0, "Taylor", 1.0, verdict)
-        )
-        report.notes.append(f"rate {rate:.2f}")
-        if verdict is Verdict.WRONG:
-            raise GradientError(
-                f"gradient of {subject.name} is wrong: the Taylor remainder falls with rate "
-                f"{rate:.2f}, at least 1.9 where it is right", report,
-            )  # fmt: skip
+        with np.errstate(all="ignore"):
+            _taylor(subject, report, g, seed if seed is not None else current.seed or 0)
+    except GradientError as error:
+        error.report = report
+        raise
     finally:
         publish(report)
     return report
 
 
+def _taylor(subject: Subject, report: GradReport, g: Any, seed: int) -> None:
+    a, (y, *more) = subject.arrays[0], integrity.evaluate(subject)
+    unreliable = Verdict.UNRELIABLE
+    if more or y.size != 1:
+        what = f"{1 + len(more)} outputs" if more else f"an array of shape {y.shape}"
+        integrity.fail(f"check_taylor: {subject.name} returns {what}, not a scalar", unreliable)
+    if g is None:
+        _, back = integrity.pulled(subject)
+        g = integrity.gradients(subject, back, [np.ones(y.shape, y.dtype)])[0]
+    v = weights(a.shape, np.random.default_rng(seed))
+    slope = float(np.sum(np.asarray(g) * v))
+    steps = 0.1 / 2 ** np.arange(8)
+
+    def along(t: float) -> Array:
+        return subject.forward(a + t * v)[0].reshape(1)
+
+    moves = np.concatenate([along(h) for h in steps]) - float(y.ravel()[0])
+    rest = np.abs(moves - steps * slope)
+    floor = 64 * np.finfo(np.float64).eps * max(1.0, float(np.abs(y).max()), abs(slope))
+    seen = rest > np.maximum(floor, 1e-8 * np.abs(moves))  # a linear function leaves rounding
+    rates = [float(np.log2(rest[k] / rest[k + 1])) for k in range(7) if seen[k] and seen[k + 1]]
+    rate = float(np.median(rates[-3:])) if rates else np.inf
+    report.notes.append(f"rate {rate:.2f}")
+    verdict, message = Verdict.RIGHT, ""
+    if rate < 1.9:
+        verdict, message = Verdict.WRONG, (
+            f"gradient of {subject.name} is wrong: the Taylor remainder falls with rate "
+            f"{rate:.2f}, at least 1.9 where it is right"
+        )  # fmt: skip
+        ends = kink(along)
+        if ends is not None:
+            verdict, message = unreliable, (
+                f"{subject.name} is not differentiable at this point: the slope is "
+                f"{ends[0][0]:.6g} from the left and {ends[1][0]:.6g} from the right"
+            )  # fmt: skip
+    elif not rates and not rest[-1] <= 1e-2 * abs(steps[-1] * slope):  # NaN is not, either
+        verdict, message = unreliable, (
+            f"check_taylor: the values of {subject.name} change too little beside rounding, or are "
+            f"not finite, so that no remainder is seen; scale it, or use check_grad"
+        )  # fmt: skip
+    report.findings.append(
+        Finding("output", subject.inputs[0], slope, slope, 1.0, 0.0, "Taylor", 1.0, verdict)
+    )
+    if message:
+        raise GradientError(message, report, verdict)
+
+
 def _converted(x: Any, dtype: np.dtype[Any]) -> Array:
-    a = np.asarray(getattr(x, "data", x) if hasattr(x, "__record__") else x)
+    a = as_array(x)
     return a.astype(dtype) if a.dtype.kind == "f" else a
 
 
@@ -225,9 +253,10 @@ def _wrt(wrt: int | Sequence[int] | None, subject: Subject) -> list[int]:
     floating = [k for k, a in enumerate(subject.arrays) if a.dtype.kind in "fc"]
     if wrt is None:
         return floating
-    chosen = [wrt] if isinstance(wrt, int) else list(wrt)
+    chosen = [int(wrt)] if isinstance(wrt, int | np.integer) else list(wrt)
     for k in chosen:
         if k not in floating:
-            what = f"is {subject.arrays[k].dtype}" if k < len(subject.arrays) else "does not exist"
+            known = isinstance(k, int | np.integer) and 0 <= k < len(subject.arrays)
+            what = f"is {subject.arrays[k].dtype}" if known else "does not exist"
             raise ValueError(f"wrt: input {k} {what}; floating inputs are {floating}")
     return chosen

@@ -75,8 +75,14 @@ def derivative(f: Callable[[Array], Any], x: Any, v: Any, method: str = "auto") 
 
     def along(t: Any) -> Array:
         count[0] += 1
-        return np.asarray(f(x + t * v)).reshape(1)
+        with np.errstate(all="ignore"):  # a step may leave the domain
+            y = np.asarray(f(x + t * v))
+        if y.size != 1:
+            raise ValueError(f"derivative: f returns an array of shape {y.shape}, not a number")
+        return y.reshape(1)
 
+    if not np.isfinite(along(0.0)).all():
+        return Estimate(np.nan, np.inf, "ridders", count[0])  # no value, no derivative
     if method == "complex":
         return Estimate(float(complex_step(along)[0]), 0.0, "complex step", count[0])
     h = 0.05 * max(1.0, float(np.abs(x).max(initial=0)))
@@ -113,7 +119,8 @@ def ridders(
     Central differences with steps h, h/2, h/4, ..., extrapolated to step 0.  The error is ten
     times the least change between neighbours of the table, plus what rounding of f leaves.
     A step at which the function is not finite is left out; infinite errors if all are.  Where
-    the table does not settle it begins again with smaller steps.
+    the table does not settle it begins again with smaller steps, and with ever smaller ones
+    beside the border of the domain.
     """
 
     def difference(step: float) -> tuple[Array, Array]:
@@ -125,6 +132,11 @@ def ridders(
     for shrink in (1 / 16, 1 / 256):
         if (error <= 1e-6 * np.abs(best)).all():
             break
+        value, other = _extrapolate(difference, h * shrink, levels, order=2)
+        best, error = np.where(other < error, value, best), np.minimum(error, other)
+    shrink = 1 / 256
+    while np.isinf(error).any() and shrink > 1e-280:
+        shrink /= 2.0**16
         value, other = _extrapolate(difference, h * shrink, levels, order=2)
         best, error = np.where(other < error, value, best), np.minimum(error, other)
     return best, error
@@ -170,6 +182,29 @@ def kink(along: Along, h: float = 1e-3) -> tuple[Array, Array, Array] | None:
         return None
     ends = sides(along, h=h * 1e-3)
     return ends if ends is not None and _split(*ends).any() else None
+
+
+def interval(each: Along, h: float = 1e-3) -> tuple[float, float, float] | None:
+    """Return (least, most, error) of the slopes that the sum of terms may have at a kink.
+
+    The slope of each term lies between those of its two sides; a sum of kinks of either sign has
+    more slopes than lie between its own two sides.  None where every term is smooth.
+    """
+    ends = sides(each, h=h)
+    if ends is None:
+        return None
+    bent = _split(*ends) > 0
+    ends = sides(each, h=h * 1e-3) if bent.any() else None  # seen with large and small steps
+    if ends is None:
+        return None
+    bent &= _split(*ends) > 0
+    if not bent.any():
+        return None
+    left, right, error = (a[bent] for a in ends)
+    value, slack = ridders(lambda t: each(t)[~bent].sum(keepdims=True), h / 2)
+    least, most = np.minimum(left, right).sum(), np.maximum(left, right).sum()
+    middle = float(value[0]) if not bent.all() else 0.0
+    return least + middle, most + middle, float(error.sum() + slack[0])
 
 
 def _extrapolate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..tensor import Parameter, Tensor
 from . import locate
 from .modules import as_subject
 from .options import current
-from .report import Finding, GradientError, GradReport, Verdict, publish
+from .report import Finding, GradientError, GradReport, Verdict, norm, publish
 from .slopes import weights
 from .subject import NotATensorError, Pull, Recorded, Subject
 
@@ -53,7 +53,7 @@ def check_vjp(f: Any, *inputs: Any, seed: int | None = None, **call: Any) -> Gra
     subject = as_subject(f, inputs, **call)
     report = GradReport(subject.name, method="integrity")
     try:
-        with subject_restored(subject):
+        with np.errstate(all="ignore"), subject_restored(subject):
             _integrity(subject, report, _seed(seed))
     except GradientError as error:
         error.report = report
@@ -140,6 +140,12 @@ def evaluate(subject: Subject, arrays: Sequence[Array] | None = None) -> tuple[A
             Verdict.UNRELIABLE,
         )
     for name, a in zip(subject.inputs, arrays, strict=True):
+        if a.dtype.kind == "c":
+            fail(
+                f"{subject.name}: input {name} is {a.dtype}; only real inputs are checked: pass "
+                f"the real and the imaginary part, and put them together in the function",
+                Verdict.UNRELIABLE,
+            )
         if a.dtype.kind in "fc" and not np.isfinite(a).all():
             fail(f"{subject.name}: input {name} is not finite", Verdict.UNRELIABLE)
     before = [a.tobytes() for a in arrays]
@@ -238,6 +244,8 @@ def _unchanged(
 ) -> None:
     for name, a, old in zip(subject.inputs, arrays, before, strict=True):
         if a.tobytes() != old:
+            with suppress(ValueError):
+                a[...] = np.frombuffer(old, a.dtype).reshape(a.shape)  # it is the caller's
             fail(f"{what} of {subject.name} changed its input {name} in place")
 
 
@@ -293,6 +301,8 @@ def gradients(
         raise
     except Exception as error:
         rule = locate.raising_rule(error)
+        if any(u is None for u in cotangents):
+            rule += "; a cotangent of None, which stands for zeros, was among those it was given"
         raise GradientError(
             f"backward of {subject.name} raised {type(error).__name__}: {error}{rule}"
         ) from error
@@ -317,6 +327,13 @@ def gradients(
             fail(f"{subject.name}: the gradient of {name} is {g.dtype}, {name} is {a.dtype}")
         if not np.isfinite(g).all():
             at = [int(i) for i in np.argwhere(~np.isfinite(g))[0]]
+            why = locate.no_slope(subject, len(result), tuple(at), cotangents)
+            if why:
+                fail(
+                    f"{subject.name} is not differentiable by {name} at {at} at this point: {why}; "
+                    f"backward gave {g[tuple(at)]}",
+                    Verdict.UNRELIABLE,
+                )
             origin = locate.first_non_finite(subject, cotangents)
             fail(f"{subject.name}: backward gave {g[tuple(at)]} for {name} at {at}{origin}")
         result.append(g)
@@ -363,8 +380,7 @@ def _linear(
         if m is None or a is None or b is None:
             continue
         rtol = 1e-9 if a.dtype.itemsize >= 8 else 4096 * float(np.finfo(a.dtype).eps)
-        size = 2 * np.linalg.norm(a.ravel()) + 3 * np.linalg.norm(b.ravel())
-        if np.linalg.norm((m - (2 * a - 3 * b)).ravel()) > rtol * size:
+        if norm(m - (2 * a - 3 * b)) > rtol * (2 * norm(a) + 3 * norm(b)):
             fail(
                 f"backward of {subject.name} is not linear in the cotangent: the gradient of "
                 f"{name} for 2 u - 3 w is not 2 (that for u) - 3 (that for w)"
@@ -417,10 +433,10 @@ def _accumulates(subject: Recorded, us: Sequence[Array], gu: Sequence[Array | No
                     fail(f"backward() left no .grad at {name}, but grad() gives one")
                 continue
             rtol = 1e-9 if first.dtype.itemsize >= 8 else 4096 * float(np.finfo(first.dtype).eps)
-            size = np.linalg.norm(first.ravel())
-            if np.linalg.norm((t.grad - 2 * first).ravel()) > rtol * size:
+            size = norm(first)
+            if norm(t.grad - 2 * first) > rtol * size:
                 fail(f"{subject.name}: .grad of {name} is not twice the gradient after two passes")
-            if g is not None and np.linalg.norm((first - g).ravel()) > rtol * size:
+            if g is not None and norm(first - g) > rtol * size:
                 fail(f"{subject.name}: .grad of {name} is not what grad() gives")
     finally:
         for t, g in zip(leaves, kept, strict=True):

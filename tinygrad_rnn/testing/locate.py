@@ -16,8 +16,8 @@ from .. import graph
 from ..arrays import Array
 from ..op import Op
 from ..ops import unbroadcast
-from .estimate import complex_step, kink, ridders
-from .slopes import weights
+from .estimate import complex_step, interval, kink, ridders, sides
+from .slopes import Slopes, weights
 from .subject import Subject
 
 UNITS = 64  # of rounding, within which two values count as tied
@@ -192,10 +192,10 @@ def _local_error(
     size = max(scale, abs(float(want[0])))
     if not np.isfinite(want[0]) or abs(got - want[0]) <= error[0] + 1e-10 * size:
         return 0.0
-    ends = kink(along, h=1e-3)
+    ends = interval(_each(op, inputs, attrs, vs, u), h=1e-3)
     if ends is not None:
-        left, right, slack = (float(a[0]) for a in ends)
-        if min(left, right) - slack <= got <= max(left, right) + slack:
+        least, most, slack = ends
+        if least - slack <= got <= most + slack:
             return 0.0
     return abs(got - float(want[0])) / size if size else 0.0
 
@@ -204,12 +204,20 @@ def _along(
     op: Op, inputs: list[Array], attrs: dict[str, Any], vs: dict[int, Array], u: Array
 ) -> Callable[[Any], Array]:
     """Return t -> <u, op(inputs moved by t vs)>."""
+    each = _each(op, inputs, attrs, vs, u)
+    return lambda t: np.asarray(each(t).sum()).reshape(1)
 
-    def along(t: Any) -> Array:
+
+def _each(
+    op: Op, inputs: list[Array], attrs: dict[str, Any], vs: dict[int, Array], u: Array
+) -> Callable[[Any], Array]:
+    """Return t -> u op(inputs moved by t vs), element by element."""
+
+    def each(t: Any) -> Array:
         moved = [x + t * vs[j] if j in vs else x for j, x in enumerate(inputs)]
-        return np.asarray(np.sum(u * op.forward(*moved, **attrs))).reshape(1)
+        return np.asarray(u * op.forward(*moved, **attrs)).ravel()
 
-    return along
+    return each
 
 
 def kinks_meet(subject: Subject, cotangents: Sequence[Array | None]) -> bool:
@@ -288,6 +296,30 @@ def first_non_finite(subject: Subject, cotangents: Sequence[Array | None]) -> st
                 if g is not None and inputs[k].dtype.kind in "fc" and not np.isfinite(g).all():
                     where = f" in {t.place}" if t.place else ""
                     return f"; rule  {t.op.name}{source_of(rule)}{where}"
+    return ""
+
+
+def no_slope(
+    subject: Subject, k: int, at: tuple[int, ...], cotangents: Sequence[Array | None]
+) -> str:
+    """Return why the function has no slope by one entry of input k, in words; empty if it has."""
+    v: list[Array | None] = [None] * len(subject.arrays)
+    unit = np.zeros(subject.arrays[k].shape)
+    unit[at] = 1
+    v[k] = unit
+    along = Slopes(subject, (), (), ()).along(v, [list(cotangents)])
+    h = 1e-3 * (abs(float(subject.arrays[k][at])) or 1.0)
+    try:
+        ends = sides(along, h)
+    except Exception:  # what the function raises beside the point says nothing of its gradient
+        return ""
+    if ends is None:
+        return "it has no finite values on one side of it"
+    size = max(abs(float(ends[0][0])), abs(float(ends[1][0])))
+    if ends[2][0] > 0.1 * size + 1e-8 * abs(float(along(0.0)[0])):
+        return "its slope is infinite or has no limit there"
+    if size > np.finfo(subject.arrays[k].dtype).max:
+        return f"its slope, {size:.1e}, is beyond the numbers of {subject.arrays[k].dtype}"
     return ""
 
 

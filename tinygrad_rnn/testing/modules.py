@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,8 @@ from ..nn.states import map_state
 from ..op import Op
 from ..scope import no_grad, recording
 from ..tensor import Tensor
-from .subject import Block, Leaves, Recorded, Subject, by_gate, by_step, flatten, name_of
+from .report import GradientError, Verdict
+from .subject import Block, Leaves, Recorded, Subject, by_gate, by_step, flatten, name_of, plain
 
 
 class ModuleSubject(Recorded):
@@ -31,10 +33,14 @@ class ModuleSubject(Recorded):
         self.module = module
         self.dtype = dtype_of(module)
         self.kwargs = dict(call) if lengths is None else {**call, "lengths": lengths}
-        given = [_as_input(x, self.dtype) for x in inputs]
+        placed = [None if x is None else _as_input(x, self.dtype, k) for k, x in enumerate(inputs)]
+        given = [x for x in placed if x is not None]
+        self.absent = [x is None for x in placed]  # a layer without input is called with None
         if state is None and isinstance(module, Recurrent | Cell):
-            state = initial_state(module, given, self.kwargs)
-        self.state = None if state is None else map_state(np.asarray, state)
+            state = initial_state(module, placed, self.kwargs)
+        self.state = None
+        if state is not None:
+            self.state = map_state(lambda s: _as_input(s, self.dtype, "state"), state)
         states = [] if state is None else flatten(self.state)
         free = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.letters = [] if state is None else _letters(self.state)
@@ -53,7 +59,7 @@ class ModuleSubject(Recorded):
         """Return the outputs, recording nothing."""
         self.evaluations += 1
         self._place(arrays)
-        with no_grad():
+        with plain():
             return tuple([t.data for t in self._call_with([Tensor(a) for a in self._own(arrays)])])
 
     def recorded(self, arrays: Sequence[Array]) -> tuple[list[Tensor], list[Tensor]]:
@@ -71,7 +77,7 @@ class ModuleSubject(Recorded):
         values = arrays[len(arrays) - len(self.places) :]
         dtype = np.finfo(np.result_type(*[a for a in arrays if a.dtype.kind in "fc"])).dtype
         if dtype not in self.twins:
-            self.twins[dtype] = copy.deepcopy(self.module).astype(dtype)
+            self.twins[dtype] = _twin(self.module, dtype)
         self.current = self.twins[dtype]
         found = dict(self.current.named_parameters())
         parameters: list[Tensor] = [found[name] for name in self.places]
@@ -84,8 +90,12 @@ class ModuleSubject(Recorded):
         if self.state is not None:
             parts = iter(leaves[self.count :])
             kwargs["state"] = map_state(lambda _: next(parts), self.state)
-        self.call = lambda *inputs: self.current(*inputs, **kwargs)
+        self.call = lambda *inputs: self.current(*self._placed(inputs), **kwargs)
         return self._run(leaves[: self.count])
+
+    def _placed(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        parts = iter(inputs)
+        return [None if absent else next(parts) for absent in self.absent]
 
     def restore(self) -> None:
         """Give the parameters the arrays that they had."""
@@ -137,18 +147,55 @@ def dtype_of(module: Module) -> np.dtype[Any]:
     return own[0] if own else np.dtype(getattr(module, "dtype", np.float64))
 
 
-def _as_input(x: Any, dtype: np.dtype[Any]) -> Array:
-    a = np.asarray(x.data if isinstance(x, Tensor) else x)
+def _twin(module: Module, dtype: np.dtype[Any]) -> Module:
+    """Return the same module in another dtype, for a reference in double precision."""
+    try:
+        return copy.deepcopy(module).astype(dtype)
+    except Exception as error:
+        raise GradientError(
+            f"reference unreliable: {type(module).__name__} cannot be copied to {dtype} "
+            f"({type(error).__name__}: {error}); check it in that dtype: "
+            f"module.astype({str(dtype)!r})",
+            verdict=Verdict.UNRELIABLE,
+        ) from None
+
+
+def _as_input(x: Any, dtype: np.dtype[Any], which: int | str) -> Array:
+    a = as_array(x, which)
     return a.astype(dtype) if a.dtype.kind == "f" else a
 
 
-def initial_state(module: Any, inputs: Sequence[Array], kwargs: dict[str, Any]) -> Any:
+def as_array(x: Any, which: int | str = "") -> Array:
+    """Return an input of a check as an array of numbers.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    """
+    what = f"input {which}" if isinstance(which, int) else which or "an input"
+    try:
+        a = np.asarray(x.data if isinstance(x, Tensor) else x)
+    except ValueError:
+        raise TypeError(
+            f"{what} is a list of arrays of different shapes: pass each as an input of its own; "
+            f"sequences for a layer are padded, with lengths="
+        ) from None
+    if a.dtype.kind not in "biufc":
+        raise TypeError(
+            f"{what} is {type(x).__name__} ({a.dtype}), not an array of numbers: let the function "
+            f"close over it, or pass it by keyword"
+        )
+    return a
+
+
+def initial_state(module: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Return the state that a layer or cell starts from where none is passed, as arrays.
 
     None where it is learned: what is passed in its place would hide its parameters.
     """
     if isinstance(module, Cell):
-        starts = [module.initial_state(len(inputs[0]) if inputs else 1)]
+        starts = [module.initial_state(len(inputs[0]) if inputs and inputs[0] is not None else 1)]
         return None if _learned(starts) else starts[0]
     with no_grad():
         final = module(*inputs, **{**kwargs, "trace": False})[1]
@@ -201,19 +248,26 @@ def as_subject(f: Any, inputs: Sequence[Any], **call: Any) -> Subject:
     """Return what a check looks at: a function, a module, or a foreign Differentiable."""
     if isinstance(f, Module):
         return ModuleSubject(f, inputs, call.pop("state", None), call.pop("lengths", None), call)
+    call = {k: v for k, v in call.items() if v is not None or k not in ("state", "lengths")}
+    foreign = hasattr(f, "forward") and hasattr(f, "vjp") and not isinstance(f, Op | Recorded)
+    if call and (foreign or isinstance(f, ModuleSubject | Leaves)) and not isinstance(f, type):
+        raise TypeError(f"check of {name_of(f)}: no setting {', '.join(call)}")
     if isinstance(f, ModuleSubject | Leaves):
         return f
-    arrays = [np.asarray(x.data if isinstance(x, Tensor) else x) for x in inputs]
+    arrays = [as_array(x, k) for k, x in enumerate(inputs)]
     if isinstance(f, Recorded):
-        return Recorded(f.call, arrays, f.name, f.inputs)
-    if hasattr(f, "forward") and hasattr(f, "vjp") and not isinstance(f, Op):
+        return Recorded(functools.partial(f.call, **call), arrays, f.name, f.inputs)
+    if isinstance(f, type) and (foreign or issubclass(f, Module)):
+        raise TypeError(f"{f.__name__} is a class: pass one of its objects, {f.__name__}(...)")
+    if foreign:
         return Subject(f, arrays)
     if not callable(f):
         raise TypeError(
             f"{type(f).__name__} is neither a function of Tensors nor a module nor an object with "
             f"forward(*arrays) and vjp(arrays, cotangents)"
         )
-    return Recorded(f, arrays, name_of(f), _argument_names(f, len(arrays)))
+    named = _argument_names(f, len(arrays))
+    return Recorded(functools.partial(f, **call) if call else f, arrays, name_of(f), named)
 
 
 def _argument_names(f: Any, n: int) -> list[str] | None:

@@ -180,8 +180,8 @@ def require_close(relation: str, what: str, got: Any, want: Any, rtol: float = 1
         raise GradientError(f"{relation}: {what} has shape {a.shape}, expected {b.shape}")
     if np.array_equal(a, b, equal_nan=True):
         return
-    difference = _norm(a - b)
-    scale = max(_norm(a), _norm(b))
+    difference = norm(a - b)
+    scale = max(norm(a), norm(b))
     if difference <= rtol * scale < np.inf:
         return
     where = np.unravel_index(int(np.argmax(np.abs(np.nan_to_num(a - b, nan=np.inf)))), a.shape)
@@ -193,7 +193,7 @@ def require_close(relation: str, what: str, got: Any, want: Any, rtol: float = 1
     )
 
 
-def _norm(a: Array) -> float:
+def norm(a: Array) -> float:
     """Return the 2-norm: infinite where there is NaN, and right for 1e-200, whose square is 0."""
     size = np.nan_to_num(np.abs(a), nan=np.inf, posinf=np.inf)
     peak = float(size.max(initial=0.0))

@@ -7,6 +7,7 @@ made for another engine needs the two methods and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,12 +15,24 @@ import numpy as np
 from .. import graph
 from ..arrays import Array
 from ..op import Op
-from ..scope import no_grad, record, recording
+from ..scope import no_grad, record, recording, scope
 from ..tensor import Tensor
 from ..transforms import grad
 
 Pull = Callable[[Sequence[Any]], tuple[Any, ...]]
 Block = tuple[str, Any]  # a label, and the index of its elements
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Record nothing, and let ``debug()`` stop at nothing: a reference may leave the domain."""
+    here = scope()
+    before, here.frozen = here.frozen, None
+    try:
+        with no_grad():
+            yield
+    finally:
+        here.frozen = before
 
 
 @runtime_checkable
@@ -65,7 +78,13 @@ class Subject:
         """Return the outputs."""
         self.evaluations += 1
         y = self.f.forward(*arrays)
-        return tuple([np.asarray(part) for part in (y if isinstance(y, tuple | list) else (y,))])
+        ys = tuple([np.asarray(part) for part in (y if isinstance(y, tuple | list) else (y,))])
+        for part, given in zip(ys, y if isinstance(y, tuple | list) else (y,), strict=True):
+            if part.dtype.kind not in "biufc":
+                raise NotATensorError(
+                    f"{self.name} returned {type(given).__name__}, not an array or a tuple of them"
+                )
+        return ys
 
     def pull(self, arrays: Sequence[Array]) -> tuple[tuple[Array, ...], Pull]:
         """Return the outputs and the function that takes cotangents back to gradients."""
@@ -135,7 +154,7 @@ class Recorded(Subject):
     def forward(self, *arrays: Array) -> tuple[Array, ...]:
         """Return the outputs, recording nothing."""
         self.evaluations += 1
-        with no_grad():
+        with plain():
             return tuple([t.data for t in self._run([Tensor(a) for a in arrays])])
 
     def pull(self, arrays: Sequence[Array]) -> tuple[tuple[Array, ...], Pull]:
@@ -257,7 +276,7 @@ class Leaves(Recorded):
         """Return the outputs, recording nothing."""
         self.evaluations += 1
         self._place(arrays)
-        with no_grad():
+        with plain():
             return tuple([t.data for t in self._run([])])
 
     def recorded(self, arrays: Sequence[Array]) -> tuple[list[Tensor], list[Tensor]]:
