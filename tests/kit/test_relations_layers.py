@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.kit.planting import edit, rule
-from tinygrad_rnn import archive, nn, ops, optim
+from tinygrad_rnn import Parameter, archive, nn, ops, optim
 from tinygrad_rnn.nn import recurrent
 from tinygrad_rnn.testing import relations
 from tinygrad_rnn.testing.configs import RNNConfig
@@ -353,3 +353,21 @@ def test_each_relation_names_its_number_and_kind():
         assert name in relations.__all__
         assert r.kind == ("engine" if r.number < 15 else "layer")
         assert inspect.getdoc(r).startswith("Claim ")
+
+
+class LearnedStart(nn.RNNCell):
+    """A cell whose first state is a parameter."""
+
+    def __init__(self, input_size, hidden_size, **settings):
+        super().__init__(input_size, hidden_size, **settings)
+        self.h0 = Parameter(np.full((1, hidden_size), 0.3, self.dtype))
+
+    def initial_state(self, batch):
+        return ops.broadcast(self.h0, shape=(batch, self.hidden_size))
+
+
+@pytest.mark.parametrize("name", ["sharing", "padding", "initial_state"])
+def test_what_passes_a_state_does_not_apply_to_a_learned_one(name):
+    cfg = RNNConfig(LearnedStart, T=3, H=2)
+    assert "learns its own" in relations.RELATIONS[name].needs(cfg)
+    assert relations.RELATIONS[name].needs(cfg.replace(cell=nn.RNNCell)) is None

@@ -130,8 +130,9 @@ def check_module(
     """Check the gradients of a module by every parameter, input step and initial state.
 
     Outputs are every step of y and every final state; blocks are the gates of a parameter, the
-    steps of x, the layers of a state.  Without `state`, a recurrent layer or a cell is given
-    zeros, and the gradient by them is checked.
+    steps of x, the layers of a state.  Without `state`, a recurrent layer or a cell is
+    passed the one that it starts from, and the gradient by it is checked; one that it learns is
+    checked as the parameter it is.
 
     Parameters
     ----------

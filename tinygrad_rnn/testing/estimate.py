@@ -112,15 +112,19 @@ def complex_step(along: Along) -> Array:
 
 
 def ridders(
-    along: Along, h: float = 0.05, levels: int = 5, eps: float = np.finfo(np.float64).eps
+    along: Along,
+    h: float = 0.05,
+    levels: int = 5,
+    eps: float = np.finfo(np.float64).eps,
+    settled: float = 1e-6,
 ) -> tuple[Array, Array]:
     """Return the derivatives of ``along`` at 0 and the errors that they may have.
 
     Central differences with steps h, h/2, h/4, ..., extrapolated to step 0.  The error is ten
     times the least change between neighbours of the table, plus what rounding of f leaves.
     A step at which the function is not finite is left out; infinite errors if all are.  Where
-    the table does not settle it begins again with smaller steps, and with ever smaller ones
-    beside the border of the domain.
+    the error is more than `settled`, relative, the table begins again with smaller steps, and
+    with ever smaller ones beside the border of the domain.
     """
 
     def difference(step: float) -> tuple[Array, Array]:
@@ -130,7 +134,7 @@ def ridders(
 
     best, error = _extrapolate(difference, h, levels, order=2)
     for shrink in (1 / 16, 1 / 256):
-        if (error <= 1e-6 * np.abs(best)).all():
+        if (error <= settled * np.abs(best)).all():
             break
         value, other = _extrapolate(difference, h * shrink, levels, order=2)
         best, error = np.where(other < error, value, best), np.minimum(error, other)

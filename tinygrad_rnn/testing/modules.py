@@ -196,11 +196,11 @@ def initial_state(module: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) ->
     """
     if isinstance(module, Cell):
         starts = [module.initial_state(len(inputs[0]) if inputs and inputs[0] is not None else 1)]
-        return None if _learned(starts) else starts[0]
+        return None if learned(starts) else starts[0]
     with no_grad():
         final = module(*inputs, **{**kwargs, "trace": False})[1]
     cells = [cell for _, _, cell in module.cells()]
-    if _learned([cell.initial_state(1) for cell in cells]):
+    if learned([cell.initial_state(1) for cell in cells]):
         return None
     rows = [np.asarray(s) for cell in cells for s in flatten(cell.initial_state(1))]
     shapes = [s.shape for s in flatten(final)]
@@ -216,7 +216,8 @@ def _fit(row: Array, shape: tuple[int, ...]) -> Array:
     return row if row.ndim == len(shape) else row.reshape(*row.shape[:-2], row.shape[-1])
 
 
-def _learned(starts: Sequence[Any]) -> bool:
+def learned(starts: Sequence[Any]) -> bool:
+    """Whether an initial state is made of parameters."""
     return any(
         isinstance(s, Tensor) and s.requires_grad for start in starts for s in flatten(start)
     )

@@ -179,7 +179,7 @@ class Slopes:
         along, h = self.along(direction, self.cotangents), self.step_of(direction)
         want, size = slopes.sum(1), np.abs(slopes).sum(1)
         for shrink in (1.0, 0.1, 0.01):
-            value, error = ridders(along, h * shrink, levels=4)
+            value, error = ridders(along, h * shrink, levels=4, settled=1e-3)
             if np.isfinite(error).all() and (np.abs(value - want) <= error + 1e-7 * size).all():
                 return True
         return False

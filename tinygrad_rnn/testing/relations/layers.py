@@ -26,6 +26,7 @@ from .runs import (
     call,
     clip,
     first_values,
+    fixed_start,
     flip,
     join_states,
     like_cells,
@@ -285,7 +286,7 @@ def batch(cfg: RNNConfig) -> Claims:
     yield from same_gradients(cfg, when, parameters(copies.pull(seeds)), N_times)
 
 
-@relation(20, "layer")
+@relation(20, "layer", fixed_start)
 def sharing(cfg: RNNConfig) -> Claims:
     """Claim that a parameter's gradient is the sum over T separate copies of it.
 
@@ -323,7 +324,7 @@ def ragged(cfg: RNNConfig) -> RNNConfig:
     return cfg.replace(lengths=tuple(lengths))
 
 
-@relation(21, "layer")
+@relation(21, "layer", fixed_start)
 def padding(cfg: RNNConfig) -> Claims:
     """Claim that nothing past the end of a sequence matters, to no output and no gradient.
 

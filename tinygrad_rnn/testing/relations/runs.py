@@ -13,6 +13,7 @@ from ...nn import GRU, LSTM, RNN
 from ...nn.states import as_tensors, leaves, map_state
 from ...tensor import Tensor
 from ..configs import RNNConfig
+from ..modules import learned
 from .base import RTOL, Claim, Claims, pull
 
 STACKED = (RNN, LSTM, GRU)  # their states are (layers * directions, N, H)
@@ -254,3 +255,9 @@ def first_values(cfg: RNNConfig) -> dict[str, Array]:
         for name, p in new.named_parameters()
         if p.ndim == 1 and np.array_equal(p.data, twins[name].data)  # a drawn 1x1 W_h is +-1
     }
+
+
+def fixed_start(cfg: RNNConfig) -> str | None:
+    """Return why a relation that passes initial states does not apply."""
+    starts = [cell.initial_state(1) for _, _, cell in cfg.fresh().cells()]
+    return "passes initial states, and this cell learns its own" if learned(starts) else None

@@ -20,6 +20,7 @@ from .runs import (
     batch_axis,
     blocks,
     call,
+    fixed_start,
     join_states,
     made,
     plain,
@@ -30,7 +31,7 @@ from .runs import (
 EPS32 = float(np.finfo(np.float32).eps)
 
 
-@relation(29, "layer")
+@relation(29, "layer", fixed_start)
 def initial_state(cfg: RNNConfig) -> Claims:
     """Claim that no state is the cells' ``initial_state``, and that a state has its gradient.
 
