@@ -19,6 +19,7 @@ MEASUREMENTS = {  # name: (module, function, rounds of a full run)
     "import": ("imports", "measure", 21),
     "sampling": ("sampling", "measure", 41),
     "adam": ("optimizer", "measure", 61),
+    "checks": ("checks", "measure", 21),
 }
 NOTE = "Ratios to peers are medians of the rounds' ratios; the times beside them are medians."
 SMOKE = "SMOKE RUN: tiny sizes and few rounds; these figures are not for quoting."

@@ -47,7 +47,8 @@ class ModuleSubject(Recorded):
         self.count = len(given)
         self.places = [name for name, _ in free]
         self.before = [p.data for _, p in free]
-        self.twins: dict[np.dtype[Any], Module] = {np.finfo(self.dtype).dtype: module}
+        self.twins: dict[np.dtype[Any], tuple[Module, list[Tensor]]] = {}
+        self.twins[np.finfo(self.dtype).dtype] = self._with_places(module)
         names = ["x"] if self.count == 1 else [f"x{k}" for k in range(self.count)]
         names += [f"{letter}0" for letter in self.letters] + self.places
         self.widths = _widths(module)
@@ -77,13 +78,16 @@ class ModuleSubject(Recorded):
         values = arrays[len(arrays) - len(self.places) :]
         dtype = np.finfo(np.result_type(*[a for a in arrays if a.dtype.kind in "fc"])).dtype
         if dtype not in self.twins:
-            self.twins[dtype] = _twin(self.module, dtype)
-        self.current = self.twins[dtype]
-        found = dict(self.current.named_parameters())
-        parameters: list[Tensor] = [found[name] for name in self.places]
+            self.twins[dtype] = self._with_places(_twin(self.module, dtype))
+        self.current, parameters = self.twins[dtype]
         for p, value in zip(parameters, values, strict=True):
             p.data = value
         return parameters
+
+    def _with_places(self, module: Module) -> tuple[Module, list[Tensor]]:
+        """Return a module and those of its parameters that are checked."""
+        found = dict(module.named_parameters())
+        return module, [found[name] for name in self.places]
 
     def _call_with(self, leaves: list[Tensor]) -> list[Tensor]:
         kwargs = dict(self.kwargs)
@@ -99,9 +103,9 @@ class ModuleSubject(Recorded):
 
     def restore(self) -> None:
         """Give the parameters the arrays that they had."""
-        found = dict(self.module.named_parameters())
-        for name, data in zip(self.places, self.before, strict=True):
-            found[name].data = data
+        _, parameters = self.twins[np.finfo(self.dtype).dtype]
+        for p, data in zip(parameters, self.before, strict=True):
+            p.data = data
 
     def blocks(self, k: int) -> list[Block]:
         """Cut inputs by step, states by layer and direction, parameters by gate."""
