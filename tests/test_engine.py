@@ -32,6 +32,15 @@ def test_a_constant_has_a_gradient_when_it_is_asked_for():
     assert c.grad is None
 
 
+def test_a_scalar_that_meets_arrays_and_scalars_keeps_every_gradient():
+    """Two sums of (1,) make a buffer; reduced to 0-d it is a NumPy scalar, which += would lose."""
+    v, a = leaf(0.25), np.array([2.0])
+    y = ((v * v + v + v) + (v + a) + (v * a)).sum()
+    y.backward()
+    np.testing.assert_allclose(v.grad, 2 * 0.25 + 1 + 1 + 1 + 2)
+    check_grad(lambda v, x: (v * v + v + v) + (v + x) + (v * x), 0.25, [2.0])
+
+
 def random_graph(rng, size):
     """Return a function of three leaves that makes a random graph with fan-out, and a sum."""
     kinds = [

@@ -75,8 +75,8 @@ def sweep(
             before += gx
             return
         sums[k] = after = before + gx
-        if type(after) is np.ndarray:  # neither a node nor the scalar NumPy makes of 0-d sums
-            own.add(k)
+        # neither a node nor the scalar that NumPy makes of 0-d sums can be added to in place
+        (own.add if type(after) is np.ndarray else own.discard)(k)
 
     for t, g in seeds:
         if t.order in path:

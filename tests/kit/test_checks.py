@@ -441,3 +441,13 @@ def test_a_sum_that_cancels_in_float32_is_no_false_alarm():
         for f in check_grad(lambda x: x[np.zeros(50, int)], x, seed=seed).findings
     ]
     assert "ill-conditioned" in seen
+
+
+def test_a_branch_that_rounding_turns_is_no_false_alarm():
+    """In float32 the sum is 0, in float64 1e-9: each is right about another side of the kink."""
+    x = np.array([1.0, -1.0, 1e-9], np.float32)
+    f = lambda x: ops.where(x[0] + x[2] + x[1] > 0, x * x, 0.5 * x)  # noqa: E731
+    report = check_grad(f, x)
+    assert report.verdict is Verdict.UNRELIABLE
+    assert report.inconclusive == len(report.findings)
+    assert check_grad(f, x.astype(np.float64)).verdict is Verdict.RIGHT

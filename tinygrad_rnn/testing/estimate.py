@@ -194,14 +194,10 @@ def interval(each: Along, h: float = 1e-3) -> tuple[float, float, float] | None:
     The slope of each term lies between those of its two sides; a sum of kinks of either sign has
     more slopes than lie between its own two sides.  None where every term is smooth.
     """
-    ends = sides(each, h=h)
+    ends = sides(each, h=h * 1e-3)  # with larger steps a term may meet the kinks beside it
     if ends is None:
         return None
     bent = _split(*ends) > 0
-    ends = sides(each, h=h * 1e-3) if bent.any() else None  # seen with large and small steps
-    if ends is None:
-        return None
-    bent &= _split(*ends) > 0
     if not bent.any():
         return None
     left, right, error = (a[bent] for a in ends)

@@ -17,7 +17,7 @@ from ..arrays import Array
 from ..op import Op
 from ..ops import unbroadcast
 from .estimate import complex_step, interval, kink, ridders, sides
-from .slopes import Slopes, weights
+from .slopes import Slopes, in_double, weights
 from .subject import Subject
 
 UNITS = 64  # of rounding, within which two values count as tied
@@ -228,7 +228,31 @@ def kinks_meet(subject: Subject, cotangents: Sequence[Array | None]) -> bool:
     nodes = _reached(subject, cotangents)
     if len(nodes) < 2:
         return False
+    if _decisions(subject, subject.arrays) != _decisions(
+        subject, [in_double(a) for a in subject.arrays]
+    ):
+        return True
     return sum(_ties(t) + _kinks(t) for t in nodes) > 1
+
+
+def _decisions(subject: Subject, arrays: Sequence[Array]) -> list[bytes]:
+    """Return what every comparison on the tape decides: rounding of float32 may turn one."""
+    recorded = subject.record(arrays)
+    return [_decision(t) for t in graph.nodes(recorded[0])] if recorded else []
+
+
+def _decision(t: Any) -> bytes:
+    x = [x.data for x in t.inputs]
+    name = t.op.name if t.op is not None else ""
+    if name in ("maximum", "minimum"):
+        decided = np.sign(x[0] - x[1])
+    elif name == "max":
+        decided = x[0] == x[0].max(axis=t.attrs.get("axis"), keepdims=True)
+    elif name == "abs":
+        decided = np.sign(x[0])
+    else:
+        decided = t.data if t.data.dtype.kind == "b" else np.zeros(0)
+    return np.asarray(decided, np.int8).tobytes()
 
 
 def _ties(t: Any) -> int:

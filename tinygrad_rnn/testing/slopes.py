@@ -91,9 +91,7 @@ class Slopes:
     ) -> None:
         self.subject, self.parts = subject, parts
         self.directions, self.cotangents = directions, cotangents
-        self.high = [
-            a.astype(np.float64) if a.dtype.kind == "f" else a for a in subject.arrays
-        ]  # exact: a float32 is a float64
+        self.high = [in_double(a) for a in subject.arrays]
         self.raised: Exception | None = None  # the last error of the function beside the point
 
     def step_of(self, direction: Sequence[Array | None]) -> float:
@@ -183,6 +181,11 @@ class Slopes:
             if np.isfinite(error).all() and (np.abs(value - want) <= error + 1e-7 * size).all():
                 return True
         return False
+
+
+def in_double(a: Array) -> Array:
+    """Return floating numbers in float64: the same ones."""
+    return a.astype(np.float64) if a.dtype.kind == "f" else a
 
 
 def together(directions: Sequence[Sequence[Array | None]]) -> list[Array | None]:
