@@ -60,7 +60,8 @@ EQUIVALENT = {
     ("autodiff", f"{function}: {change}"): reason
     for function, changes in {
         "sweep.arrive": {
-            "dropped statement: own.add(k) -> pass": "a new array for each sum, not one for all",
+            "dropped statement: (own.add if type(after) is np.ndarray else own.discard)(k)"
+            " -> pass": "a new array for each sum, not one for all: then nothing is to discard",
         },
         "sweep": {
             "dropped statement: own.add(k) -> pass": COPY,
