@@ -15,6 +15,7 @@ from tinygrad_rnn.testing import (
     derivative,
     from_function,
     from_module,
+    strategies,
 )
 from tinygrad_rnn.testing.report import LISTENERS
 
@@ -451,3 +452,24 @@ def test_a_branch_that_rounding_turns_is_no_false_alarm():
     assert report.verdict is Verdict.UNRELIABLE
     assert report.inconclusive == len(report.findings)
     assert check_grad(f, x.astype(np.float64)).verdict is Verdict.RIGHT
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        RNNConfig(strategies.rnn_relu, T=28, N=1, D=4, H=3, batch_first=True, seed=42),
+        RNNConfig(strategies.rnn_relu, T=7, N=2, D=4, H=1, layers=3, batch_first=True, seed=41),
+    ],
+)
+def test_one_kink_deep_inside_the_tape_is_no_false_alarm(cfg):
+    """A single preactivation is 0: of the slopes from both sides only the sixth digit differs."""
+    layer = cfg.make()
+    report = check_module(layer, cfg.x(), state=cfg.initial(layer), seed=cfg.seed)
+    assert report.verdict is not Verdict.WRONG
+    assert any("kink" in f.note for f in report.findings)
+
+
+def test_a_wrong_rule_is_found_beside_a_kink(planted):
+    planted(ops.tanh, lambda g, y, x: g * (1 - y * y) * 1.001)
+    x = np.array([0.0, 1.0])
+    assert "tanh" in str(error_of(lambda x: ops.tanh(ops.where(x > 0, x, 0.0) + 0.5), x))

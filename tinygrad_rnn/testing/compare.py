@@ -93,7 +93,7 @@ class Check:
         self.vs = [part.fill(subject.arrays, self.rng) for part in self.ins]
         self.us = [part.fill(self.ys, self.rng) for part in self.outs]
         self.gradients = [self._backward(u) for u in self.us]
-        self.meeting: dict[int, bool] = {}
+        self.kinked: dict[int, bool] = {}
         self.slopes = Slopes(subject, self.ins, self.vs, self.us)
         if settings.kinks != "interval":
             self._look_for_kinks()
@@ -255,8 +255,8 @@ class Check:
                 explained = self._by_rounding(rounding[o], b, old)
             if explained is None:
                 explained = self._by_reference(o, b, old)
-            if explained is None and old.verdict is Verdict.WRONG and self._kinks_meet(o):
-                note = "several kinks meet on the tape: the chain rule gives no subgradient there"
+            if explained is None and old.verdict is Verdict.WRONG and self._inner_kink(o):
+                note = "a kink inside the tape: the chain rule need not give a subgradient there"
                 explained = replace(old, verdict=Verdict.UNRELIABLE, note=note)
             if explained is None and old.verdict is Verdict.WRONG:
                 rest = [w for w in todo if w[1] == o and w[0] != place]
@@ -343,13 +343,13 @@ class Check:
             Verdict.UNRELIABLE,
         )
 
-    def _kinks_meet(self, o: int) -> bool:
-        """Whether kinks are composed, as relu(relu(0)), and every rule by itself is right."""
-        if o not in self.meeting:
+    def _inner_kink(self, o: int) -> bool:
+        """Whether a kink lies inside the tape, as of relu(relu(0)), and every rule is right."""
+        if o not in self.kinked:
             us = self.us[o]
-            several = self.subject.tensors and locate.kinks_meet(self.subject, us)
-            self.meeting[o] = several and locate.guilty_rule(self.subject, us) is None
-        return self.meeting[o]
+            kinked = self.subject.tensors and locate.at_kink(self.subject, us)
+            self.kinked[o] = kinked and locate.guilty_rule(self.subject, us) is None
+        return self.kinked[o]
 
     def _by_rounding(self, moved: list[Array] | None, b: int, old: Finding) -> Finding | None:
         """Return the finding where rounding on this tape explains the difference."""

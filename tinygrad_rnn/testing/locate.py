@@ -220,19 +220,19 @@ def _each(
     return each
 
 
-def kinks_meet(subject: Subject, cotangents: Sequence[Array | None]) -> bool:
-    """Whether several values on the tape stand at a point where their op has no derivative.
+def at_kink(subject: Subject, cotangents: Sequence[Array | None]) -> bool:
+    """Whether a value inside the tape stands at a point where its op has no derivative.
 
-    The chain rule gives no subgradient then: relu(relu(x)) and relu(x) - relu(-x) at 0.
+    What the chain rule gives there need be no subgradient, as of relu(relu(x)) and
+    relu(x) - relu(-x) at 0.  One op by itself is judged by its interval.
     """
     nodes = _reached(subject, cotangents)
     if len(nodes) < 2:
         return False
-    if _decisions(subject, subject.arrays) != _decisions(
-        subject, [in_double(a) for a in subject.arrays]
-    ):
+    doubled = [in_double(a) for a in subject.arrays]
+    if _decisions(subject, subject.arrays) != _decisions(subject, doubled):
         return True
-    return sum(_ties(t) + _kinks(t) for t in nodes) > 1
+    return any(_ties(t) or _kinks(t) for t in nodes)
 
 
 def _decisions(subject: Subject, arrays: Sequence[Array]) -> list[bytes]:
@@ -255,34 +255,32 @@ def _decision(t: Any) -> bytes:
     return np.asarray(decided, np.int8).tobytes()
 
 
-def _ties(t: Any) -> int:
-    """Return how many elements of a mask that decides what t is compare equal values.
-
-    One that only rounding tells apart counts twice: a reference may decide otherwise.
-    """
-    count = 0
+def _ties(t: Any) -> bool:
+    """Whether a mask that decides what t is compares values that rounding alone tells apart."""
     for mask in t.inputs:
-        if mask.data.dtype.kind == "b" and mask.op is not None and len(mask.inputs) == 2:
-            a, b = (x.data.astype(np.float64) for x in mask.inputs)
-            eps = max(np.finfo(x.dtype).eps for x in mask.inputs if x.data.dtype.kind == "f")
-            near = np.abs(a - b) <= UNITS * eps * max(1.0, float(np.abs(a).max(initial=0)))
-            count += 2 * int(near.sum()) - int((a == b).sum())
-    return count
+        if mask.data.dtype.kind != "b" or mask.op is None:
+            continue
+        floats = [x.data for x in mask.inputs if x.data.dtype.kind == "f"]
+        if len(floats) == 2:
+            a, b = (in_double(x) for x in floats)
+            eps = max(np.finfo(x.dtype).eps for x in floats)
+            if (np.abs(a - b) <= UNITS * eps * max(1.0, np.abs(a).max(initial=0))).any():
+                return True
+    return False
 
 
-def _kinks(t: Any) -> int:
-    """Return 2, for some, where the op of a node has a kink at its inputs."""
+def _kinks(t: Any) -> bool:
+    """Whether the op of a node has a kink at its inputs."""
     if t.op.linear or t.data.dtype.kind != "f":
-        return 0
-    inputs = [x.data.astype(np.float64) if x.data.dtype.kind == "f" else x.data for x in t.inputs]
+        return False
+    inputs = [in_double(x.data) for x in t.inputs]
     rng = np.random.default_rng(0)
     u = weights(t.shape, rng)
-    for k, x in enumerate(inputs):
-        if x.dtype.kind != "f" or not _touched(t.op, k):
-            continue
-        if kink(_along(t.op, inputs, t.attrs, {k: weights(x.shape, rng)}, u)) is not None:
-            return 2
-    return 0
+    return any(
+        kink(_along(t.op, inputs, t.attrs, {k: weights(x.shape, rng)}, u)) is not None
+        for k, x in enumerate(inputs)
+        if x.dtype.kind == "f" and _touched(t.op, k)
+    )
 
 
 def writing_rule(subject: Subject, cotangents: Sequence[Array | None]) -> str:
