@@ -4,7 +4,7 @@ Run: ``python -m tests.false_alarms --examples 100000 --seeds 20 --jobs 2``.
 
 Two fifths of the examples are recurrent layers, two fifths primitives, one fifth random graphs;
 half of the layers and primitives are float32.  Every example is one run of the gradient check;
-the last figures are in README.md.
+the last figures are in the project's README.md.
 """
 
 import argparse
@@ -99,11 +99,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args(argv)
     jobs = [
         (kind, seed, round(args.examples * share / args.seeds))
-        for seed in range(args.seeds)
+        for seed in range(args.first_seed, args.first_seed + args.seeds)
         for kind, (_, _, share) in KINDS.items()
     ]
     start, total, alarms = time.perf_counter(), Counter(), []
