@@ -64,6 +64,7 @@ class Check:
     ) -> None:
         self.subject, self.settings, self.wrt, self.report = subject, settings, wrt, report
         self.rng = np.random.default_rng(settings.seed)
+        self.open: list[tuple[int, int, int]] = []  # not met: (finding, output, input block)
 
     def run(self) -> None:
         """Compare; raise a GradientError where something is wrong."""
@@ -234,11 +235,6 @@ class Check:
             self.open.append((len(self.report.findings) - 1, o, b))
 
     # --- a second look at what differs
-
-    @property
-    def open(self) -> list[tuple[int, int, int]]:
-        """Comparisons that were not met: (finding, output block, input block)."""
-        return self.__dict__.setdefault("_open", [])  # type: ignore[no-any-return]
 
     def _settle(self) -> None:
         """Explain every difference, or raise with the first that nothing explains."""
