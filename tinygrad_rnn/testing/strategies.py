@@ -159,8 +159,9 @@ def operand_shapes(signature: str) -> Strategy:
     """Draw the input shapes of a generalised-ufunc signature: batch axes broadcast, sizes 0 too.
 
     >>> from hypothesis import find
-    >>> find(operand_shapes("(n),(n)->()"), lambda s: s[0][-1] == 2)
-    ((2,), (2,))
+    >>> x, y = find(operand_shapes("(n),(n)->()"), lambda s: s[0][-1] == 2)
+    >>> x[-1], y[-1]
+    (2, 2)
     """
     inputs = signature.split("->")[0]
     core = bool(inputs.strip("(),"))
@@ -351,8 +352,9 @@ def rnn_configs(
     Examples
     --------
     >>> from hypothesis import find
-    >>> find(rnn_configs(), lambda cfg: cfg.T > 2 and cfg.D == cfg.H)
-    RNNConfig(RNN, T=3, N=1, D=1, H=1)
+    >>> cfg = find(rnn_configs(), lambda cfg: cfg.T > 2 and cfg.D == cfg.H)
+    >>> cfg.x().shape == (cfg.T, cfg.N, cfg.H)
+    True
     """
     cells = tuple(cells)
     if not cells:
