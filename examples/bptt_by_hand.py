@@ -6,9 +6,9 @@ the cross entropy of softmax(o), equations (6) to (13), on a line of text, one c
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
+import common
 import numpy as np
 import numpy.typing as npt
 
@@ -67,21 +67,20 @@ def _gradient(p: Any) -> Array:
     return g.T if g.ndim > 1 else g
 
 
-def main(argv: list[str] | None = None) -> float:
-    """Compare the two on one text; return the largest relative difference."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hidden", type=int, default=20, help="hidden size H")
-    parser.add_argument("--text", default=TEXT, help="what to predict, character by character")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+SETTINGS = {
+    "hidden": (20, "hidden size H"),
+    "text": (TEXT, "what to predict, character by character"),
+}
+SMALL = ["--hidden", "5"]
 
-    letters = sorted(set(args.text))
-    if len(letters) < 2:
-        parser.error(f"--text {args.text!r}: expected at least two different characters")
-    one_hot = F.one_hot([letters.index(a) for a in args.text], len(letters), np.float64)
+
+def run(session: common.Session) -> dict[str, float]:
+    """Compare the two on one text; return the largest relative difference."""
+    letters = sorted(set(session.text))
+    one_hot = F.one_hot([letters.index(a) for a in session.text], len(letters), np.float64)
     x, d = one_hot[:-1], one_hot[1:]
-    rng = np.random.default_rng(args.seed)
-    D, H = len(letters), args.hidden
+    rng = np.random.default_rng(session.seed)
+    D, H = len(letters), session.hidden
     weights = {
         "U": rng.standard_normal((H, D)) / np.sqrt(D),
         "W": rng.standard_normal((H, H)) / np.sqrt(H),
@@ -90,11 +89,11 @@ def main(argv: list[str] | None = None) -> float:
         "c": 0.1 * rng.standard_normal(D),
     }
     (e_hand, hand), (e_tape, tape) = by_hand(weights, x, d), by_tape(weights, x, d)
-    print(f"{len(x)} steps, {D} characters, H = {H}")
-    print(
+    session.say(f"{len(x)} steps, {D} characters, H = {H}")
+    session.say(
         f"baseline T ln V = {len(x) * np.log(D):.3f}, E by hand {e_hand:.3f}, by tape {e_tape:.3f}"
     )
-    print(
+    session.say(
         f"{'gradient':<8}  {'shape':<9}  {'norm by hand':>12}  {'by tape':>12}  relative difference"
     )
     worst = abs(e_hand - e_tape) / e_hand
@@ -102,10 +101,21 @@ def main(argv: list[str] | None = None) -> float:
         difference = float(np.linalg.norm(g - tape[k]) / np.linalg.norm(g))
         worst = max(worst, difference)
         norms = f"{np.linalg.norm(g):12.6f}  {np.linalg.norm(tape[k]):12.6f}"
-        print(f"dE/d{k:<4}  {g.shape!s:<9}  {norms}  {difference:.1e}")
-    print(f"RESULT difference={worst:.1e} loss={e_tape:.6f}")
-    return worst
+        session.say(f"dE/d{k:<4}  {g.shape!s:<9}  {norms}  {difference:.1e}")
+    return {"difference": worst, "loss": e_tape}
+
+
+def check(args: Any) -> str | None:
+    """Return what is wrong with the settings."""
+    if len(set(args.text)) < 2:
+        return f"--text {args.text!r}: expected at least two different characters"
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the example; return the exit status."""
+    return common.main(__file__, __doc__, SETTINGS, run, argv, check)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -8,32 +8,22 @@ nats per character, beside counting characters (unigram) and pairs of them (bigr
     python examples/char_lm.py                         # about a minute; Ctrl-C stops it cleanly
     python examples/char_lm.py --resume                # goes on from the checkpoint
     python examples/char_lm.py --hidden 256 --epochs 10
-
-NumPy's matrix products run on one thread unless OPENBLAS_NUM_THREADS says otherwise: these matrices
-are small, and where other programs keep the cores busy, threads would wait for each other.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
-import os
-import shlex
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded
-
+import common
 import numpy as np
 
 import viz
 from tinygrad_rnn import Module, Tensor, data, nn, no_grad, optim, train
-from tinygrad_rnn.errors import CheckpointError, StateError
 from tinygrad_rnn.functional import cross_entropy, softmax
 
 
@@ -105,111 +95,77 @@ def draw(model: CharLM, x: np.ndarray, y: np.ndarray, path: Path) -> str:
         return f"graph of {len(x)} steps: {kept}, not {path.name}: {error}"
 
 
-def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the settings."""
-    parser = argparse.ArgumentParser(
-        description="Train an LSTM character language model on the help texts of Python.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--hidden", type=int, default=128, metavar="H", help="size of the LSTM")
-    add("--embedding", type=int, default=64, metavar="D", help="size of a character's vector")
-    add("--steps", type=int, default=32, metavar="T", help="steps that gradients reach back")
-    add("--batch", type=int, default=32, metavar="N", help="streams read side by side")
-    add("--epochs", type=int, default=4, help="passes over the text")
-    add("--lr", type=float, default=8e-3, help="learning rate of Adam; falls to 0 as a cosine")
-    add("--clip", type=float, default=1.0, help="greatest norm of the gradient")
-    add("--limit-chars", type=int, metavar="n", help="use only the first n characters")
-    add("--seed", type=int, default=0, help="of the initial weights and of the sample")
-    add("--sample", type=int, default=400, metavar="n", help="characters to write at the end")
-    add("--temperature", type=float, default=0.7, help="below 1: more cautious writing")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="for drawing and history")
-    add("--checkpoint", type=Path, metavar="PATH", help="file (default: char_lm.npz in --out)")
-    add("--resume", action="store_true", help="continue from the checkpoint if there is one")
-    add("--quiet", action="store_true", help="print only the result")
-    args = parser.parse_args(argv)
+SETTINGS = {
+    "hidden": (128, "size H of the LSTM"),
+    "embedding": (64, "size D of a character's vector"),
+    "steps": (32, "steps T that gradients reach back"),
+    "batch": (32, "streams N read side by side"),
+    "epochs": (4, "passes over the text"),
+    "lr": (8e-3, "learning rate of Adam; falls to 0 as a cosine"),
+    "clip": (1.0, "greatest norm of the gradient"),
+    "limit_chars": (10**9, "use only the first ones of the text"),
+    "sample": (400, "characters to write at the end"),
+    "temperature": (0.7, "below 1: more cautious writing"),
+}
+SMALL = [
+    "--hidden=24", "--embedding=8", "--steps=8", "--batch=4", "--epochs=2", "--lr=0.02",
+    "--limit-chars=6000", "--sample=20",
+]  # fmt: skip
+
+
+def check(args: Any) -> str | None:
+    """Return what is wrong with the settings."""
     if not 0 < args.temperature < math.inf:
-        parser.error(f"--temperature {args.temperature}: expected a number above 0")
-    if args.sample < 0:
-        parser.error(f"--sample {args.sample}: expected 0 or more")
-    return args
+        return f"--temperature {args.temperature}: expected a number above 0"
+    return None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do all of it; return the exit status."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    try:
-        return run(read_arguments(words), words)
-    except KeyboardInterrupt:
-        print("stopped; --resume goes on from the last checkpoint, if there is one")
-        return 130
-
-
-def run(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """Train, measure, write and draw; return the exit status."""
-    begin = time.perf_counter()
-    say = (lambda *_: None) if args.quiet else print
-    args.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.checkpoint or args.out / "char_lm.npz"
-
-    text = "\n".join(topics.topics.values())[: args.limit_chars]
+def run(session: common.Session) -> dict[str, float]:
+    """Train, measure, write and draw; return the result."""
+    say = session.say
+    text = "\n".join(topics.topics.values())[: session.limit_chars]
     vocabulary = data.Vocabulary(text)
     ids, V = vocabulary.encode(text), len(vocabulary)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     say(f"text: {len(text):,} characters, {V} different, sha256 {digest}... (differs by Python)")
 
     cut = len(ids) * 9 // 10
-    batches = data.bptt_batches(ids[:cut], batch_size=args.batch, steps=args.steps)
+    batches = data.bptt_batches(ids[:cut], batch_size=session.batch, steps=session.steps)
     held_out = data.bptt_batches(ids[cut:], batch_size=8, steps=100)
     unigram, bigram = count_baselines(ids[:cut], held_out, V)
     say(f"held out: the last {len(ids) - cut:,} characters")
     say(f"baselines: unigram {unigram:.3f}, bigram {bigram:.3f} nats per character")
 
-    model = CharLM(V, args.embedding, args.hidden, rng=args.seed)
+    model = CharLM(V, session.embedding, session.hidden, rng=session.seed)
     [first] = data.bptt_batches(  # a batch's worth of text
-        ids[: args.batch * args.steps + 1], batch_size=args.batch, steps=args.steps
+        ids[: session.batch * session.steps + 1], batch_size=session.batch, steps=session.steps
     )
-    untrained = train.evaluate(model, [first], loss) * args.steps
-    uniform = args.steps * math.log(V)
-    say(f"untrained: {untrained:.2f} nats in T={args.steps} steps; T ln V = {uniform:.2f}")
+    untrained = train.evaluate(model, [first], loss) * session.steps
+    uniform = session.steps * math.log(V)
+    say(f"untrained: {untrained:.2f} nats in T={session.steps} steps; T ln V = {uniform:.2f}")
     say(model.summary())
 
-    schedule = optim.cosine(args.lr, steps=args.epochs * len(batches))
-    try:
-        history = train.fit(
-            model,
-            batches,
-            loss,
-            optim.Adam(model.parameters(), lr=schedule),
-            epochs=args.epochs,
-            clip=args.clip,
-            validation=held_out,
-            checkpoint=checkpoint,
-            resume=args.resume,
-            progress=False if args.quiet else None,
-        )
-    except (CheckpointError, StateError) as error:
-        raise SystemExit(f"cannot resume: {error}") from error
-    history.save(args.out / "char_lm.csv")
+    schedule = optim.cosine(session.lr, steps=session.epochs * len(batches))
+    adam = optim.Adam(model.parameters(), lr=schedule)
+    history = session.fit(
+        model, batches, loss, adam, epochs=session.epochs, clip=session.clip, validation=held_out
+    )
     for epoch, value in history.validation.items():
         say(f"epoch {epoch}: validation {value:.3f} nats per character")
-    if history.interrupted:
-        command = ["python", "examples/char_lm.py", *words] + ["--resume"] * (not args.resume)
-        print(f"stopped after step {len(history.step)}; to go on: {shlex.join(command)}")
-        return 130
-
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng(session.seed)
     start = text[cut : cut + 20]
-    say(f"sample after {start!r}, temperature {args.temperature}:")
-    say(sample(model, vocabulary, start, args.sample, args.temperature, rng))
+    say(f"sample after {start!r}, temperature {session.temperature}:")
+    say(sample(model, vocabulary, start, session.sample, session.temperature, rng))
     x, y = first
-    say(draw(model, x[:4, :1], y[:4, :1], args.out / "char_lm.svg"))
-    say(f"history: {args.out / 'char_lm.csv'}, checkpoint: {checkpoint}")
-    print(
-        f"RESULT val_nats_per_char={history.validation[args.epochs]:.4f} unigram={unigram:.4f} "
-        f"bigram={bigram:.4f} seconds={time.perf_counter() - begin:.1f}"
-    )
-    return 0
+    say(draw(model, x[:4, :1], y[:4, :1], session.out / "char_lm.svg"))
+    say(f"history: {session.path('', '.csv')}, checkpoint: {session.path('', '.npz')}")
+    last = history.validation[session.epochs]
+    return {"val_nats_per_char": last, "unigram": unigram, "bigram": bigram}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the example; return the exit status."""
+    return common.main(__file__, __doc__, SETTINGS, run, argv, check)
 
 
 if __name__ == "__main__":

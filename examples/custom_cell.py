@@ -7,9 +7,9 @@ their sum (Hochreiter and Schmidhuber 1997).  Who always answers 1 has a mean sq
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
+import common
 import numpy as np
 
 from tinygrad_rnn import Module, Parameter, Tensor, mark, nn, optim, train
@@ -49,6 +49,12 @@ class Adder(Module):
         return y
 
 
+def loss(model: Module, batch: Any, state: Any) -> tuple[Tensor, Any]:
+    """Return the mean squared error of a batch."""
+    x, y = batch
+    return F.mse_loss(model(x), y), None
+
+
 def adding_problem(count: int, T: int, rng: np.random.Generator) -> tuple[Any, Any]:
     """Return x (T, count, 2), numbers and marks, and the sums (count, 1)."""
     numbers = rng.random((T, count), dtype=np.float32)
@@ -59,40 +65,45 @@ def adding_problem(count: int, T: int, rng: np.random.Generator) -> tuple[Any, A
     return np.stack([numbers, marks], axis=2), (numbers * marks).sum(0)[:, None]
 
 
-def main(argv: list[str] | None = None) -> float:
-    """Train the cell; return the error on new sequences."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hidden", type=int, default=32, help="hidden size H")
-    parser.add_argument("--steps", type=int, default=20, help="length T of a sequence")
-    parser.add_argument("--samples", type=int, default=4000, help="training sequences")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    if args.steps < 2:
-        parser.error(f"--steps {args.steps}: expected at least 2, one for each number of the sum")
+SETTINGS = {
+    "hidden": (32, "hidden size H"),
+    "steps": (20, "length T of a sequence"),
+    "samples": (4000, "training sequences"),
+    "epochs": (8, "passes over them"),
+}
+SMALL = ["--samples", "200", "--epochs", "1", "--hidden", "8", "--steps", "6"]
 
-    rng = np.random.default_rng(args.seed)
-    model = Adder(args.hidden, rng)
-    print(model.summary())
 
-    def loss(model: Module, batch: Any, state: Any) -> tuple[Tensor, Any]:
-        x, y = batch
-        return F.mse_loss(model(x), y), None
-
+def run(session: common.Session) -> dict[str, float]:
+    """Train the cell; return its error on new sequences."""
+    rng = np.random.default_rng(session.seed)
+    model = Adder(session.hidden, rng)
+    session.say(model.summary())
     data = batches(
-        *adding_problem(args.samples, args.steps, rng), axis=(1, 0), batch_size=50, rng=args.seed
-    )
+        *adding_problem(session.samples, session.steps, rng),
+        axis=(1, 0), batch_size=50, rng=session.seed,
+    )  # fmt: skip
     held_out = batches(
-        *adding_problem(1000, args.steps, rng), axis=(1, 0), batch_size=500, shuffle=False
+        *adding_problem(1000, session.steps, rng), axis=(1, 0), batch_size=500, shuffle=False
     )
-    optimizer = optim.Adam(model.parameters(), optim.cosine(1e-2, args.epochs * len(data)))
-    train.fit(model, data, loss, optimizer, epochs=args.epochs, clip=1.0)
-    error = train.evaluate(model, held_out, loss)
+    optimizer = optim.Adam(model.parameters(), optim.cosine(1e-2, session.epochs * len(data)))
+    session.fit(model, data, loss, optimizer, epochs=session.epochs, clip=1.0)
     leak = 1 / (1 + np.exp(-model.layer.L0["fwd"].s.data))
-    print(f"leaks from {leak.min():.3f} to {leak.max():.3f}; baseline (always 1): {1 / 6:.4f}")
-    print(f"RESULT mse={error:.5f} baseline={1 / 6:.5f}")
-    return error
+    session.say(f"leaks from {leak.min():.3f} to {leak.max():.3f}; always 1: {1 / 6:.4f}")
+    return {"mse": train.evaluate(model, held_out, loss), "baseline": 1 / 6}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the example; return the exit status."""
+    return common.main(__file__, __doc__, SETTINGS, run, argv, check)
+
+
+def check(args: Any) -> str | None:
+    """Return what is wrong with the settings."""
+    if args.steps < 2:
+        return f"--steps {args.steps}: expected at least 2, one for each number of the sum"
+    return None
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

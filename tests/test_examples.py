@@ -2,17 +2,17 @@
 
 import importlib.util
 import re
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from tinygrad_rnn.train import History
+from tinygrad_rnn.train.run import Run
+
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
-SMALL = {
-    "bptt_by_hand": ["--hidden", "5"],
-    "custom_cell": ["--samples", "200", "--epochs", "1", "--hidden", "8", "--steps", "6"],
-    "char_lm": None,  # tests/test_char_lm.py runs it
-}
+EXAMPLES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem != "common")
 
 
 def load(name):
@@ -30,11 +30,13 @@ def result(text):
     return {k: float(v) for k, v in re.findall(r"(\w+)=(\S+)", last)}
 
 
-def test_every_example_is_here():
-    assert {f.stem for f in FOLDER.glob("*.py")} == set(SMALL)
+def run(name, tmp_path, *more):
+    """Run an example with its small settings; return its exit status."""
+    example = load(name)
+    return example.main([*example.SMALL, "--out", str(tmp_path), *more])
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_help_says_what_it_does(name, capsys):
     with pytest.raises(SystemExit) as stop:
         load(name).main(["--help"])
@@ -42,10 +44,49 @@ def test_help_says_what_it_does(name, capsys):
     assert "--seed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name, args in SMALL.items() if args])
-def test_a_small_run_ends_in_a_result(name, capsys):
-    load(name).main(SMALL[name])
-    assert result(capsys.readouterr().out)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_small_run_ends_in_a_result(name, tmp_path, capsys):
+    assert run(name, tmp_path) == 0
+    assert result(capsys.readouterr().out)["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_quiet_run_prints_the_result_alone_and_the_same_one(name, tmp_path, capsys):
+    found = []
+    for _ in range(2):
+        run(name, tmp_path, "--quiet")
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 1
+        found.append({k: v for k, v in result(lines[0]).items() if k != "seconds"})
+    assert found[0] == found[1] != {}
+
+
+TRAINED = [name for name in EXAMPLES if "session.fit(" in (FOLDER / f"{name}.py").read_text()]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_ctrl_c_leaves_a_checkpoint_and_a_history_and_resume_goes_on(
+    name, tmp_path, capsys, monkeypatch
+):
+    run(name, tmp_path / "whole", "--quiet")
+    whole = result(capsys.readouterr().out)
+    step, steps = Run.step, []
+
+    def interrupted(self, batch):
+        steps.append(step(self, batch))
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return steps[-1]
+
+    monkeypatch.setattr(Run, "step", interrupted)
+    assert run(name, tmp_path, "--quiet") == 130
+    assert f"python examples/{name}.py" in capsys.readouterr().out
+    [table] = tmp_path.glob("*.csv")
+    assert len(History.load(table).step) == 2
+    assert table.with_suffix(".npz").exists()
+    assert run(name, tmp_path, "--quiet", "--resume") == 0
+    again = result(capsys.readouterr().out)
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
 
 
 @pytest.mark.parametrize(
@@ -63,13 +104,13 @@ def test_arguments_without_a_problem_to_solve_are_refused(name, wrong, capsys):
     assert f"error: {wrong[0]}" in capsys.readouterr().err
 
 
-def test_bptt_by_hand_and_by_tape_agree(capsys):
-    load("bptt_by_hand").main([])
+def test_bptt_by_hand_and_by_tape_agree(tmp_path, capsys):
+    load("bptt_by_hand").main(["--out", str(tmp_path)])
     assert result(capsys.readouterr().out)["difference"] <= 1e-12
 
 
-def test_the_custom_cell_learns(capsys):
+def test_the_custom_cell_learns(tmp_path, capsys):
     args = ["--samples", "3000", "--epochs", "4", "--steps", "4", "--hidden", "16", "--seed", "1"]
-    load("custom_cell").main(args)
+    load("custom_cell").main([*args, "--out", str(tmp_path)])
     found = result(capsys.readouterr().out)
     assert found["mse"] < found["baseline"] / 3
