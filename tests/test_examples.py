@@ -47,7 +47,7 @@ def test_help_says_what_it_does(name, capsys):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_small_run_ends_in_a_result(name, tmp_path, capsys):
     assert run(name, tmp_path) == 0
-    assert result(capsys.readouterr().out)["seconds"] > 0
+    assert list(result(capsys.readouterr().out))[-1] == "seconds"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
