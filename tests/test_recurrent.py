@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tinygrad_rnn import Tensor, grad, mark
 from tinygrad_rnn.nn import GRU, LSTM, RNN, Cell, GRUCell, LSTMCell, Recurrent, RNNCell
+from tinygrad_rnn.nn.noise import Noise
 
 from .test_cells import KINDS, check_gradients, flatten, randomise, weighted
 
@@ -463,12 +464,12 @@ def test_dropout_acts_between_layers_only_and_in_training_only():
     np.testing.assert_array_equal(single(x)[0].data, build("lstm", 1)(x)[0].data)
 
 
-def test_dropout_multiplies_the_output_below_by_the_mask_that_rng_gives():
+def test_dropout_multiplies_the_output_below_by_a_mask_of_its_own():
     x, p = inputs(6, 4, D), 0.25
     layer = build("rnn", 2, True, dropout=p)
-    layer.rng = np.random.default_rng(8)
+    layer.mask_seed = 8
     out, _, trace = layer(x, trace=True)
-    kept = np.random.default_rng(8).random((6, 4, 2 * H)) >= p
+    kept = Noise(8, 0.0, 0.0).stream(0).random((6, 4, 2 * H)) >= p
     below = np.concatenate([trace["L0.fwd.h"].data, trace["L0.rev.h"].data], -1) * kept / (1 - p)
     cells = [getattr(layer, "L1")[side] for side in ("fwd", "rev")]  # noqa: B009
     want, _ = Recurrent([tuple(cells)])(below)

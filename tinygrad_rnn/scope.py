@@ -57,15 +57,30 @@ class Place:
         return text
 
 
+class Mask:
+    """What a recurrent layer drops of h(t-1), and whether its cell has asked."""
+
+    __slots__ = ("asked", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.asked = value, False
+
+    def read(self) -> Any:
+        """Return the mask."""
+        self.asked = True
+        return self.value
+
+
 class Scope:
     """What holds while nodes are made: recorded or not, inspected or not, and the place."""
 
-    __slots__ = ("frozen", "marks", "mode", "place")
+    __slots__ = ("frozen", "marks", "mask", "mode", "place")
 
     def __init__(self) -> None:
         self.mode = NEEDED
         self.place: Place | None = None
         self.marks: dict[str, Any] | None = None  # what mark() fills while a trace is taken
+        self.mask: Mask | None = None  # of recurrent dropout, while a cell runs
         self.frozen: list[Array] | None = None  # the arrays debug() protects; None outside it
 
 

@@ -148,11 +148,10 @@ DEFECTS = [
         Recurrent,
         "forward",
         (
-            "cell, inputs, states.pop(0)",
+            "loop(inputs, states.pop(0))",
             (
-                "cell, given.steps if k == 1 and "
-                "given.steps[0] is not None and given.steps[0].shape[1] == cell.input_size "
-                "else inputs, states.pop(0)"
+                "loop(cut(given.x) if k == 1 and given.x.shape[2] == cell.input_size "
+                "else inputs, states.pop(0))"
             ),
         ),
     ),
@@ -161,7 +160,7 @@ DEFECTS = [
         "the reverse half comes first in the output",
         "two directions",
         Recurrent,
-        "forward",
+        "_merge",
         ("zip(*sides, strict=True)", "zip(*sides[::-1], strict=True)"),
     ),
     _row(
@@ -215,7 +214,10 @@ DEFECTS = [
         "no state",
         Recurrent,
         "_initial",
-        ("return as_tensors(template)", "return map_state(lambda s: s + 1, as_tensors(template))"),
+        (
+            "return cell.first_state(given.batch)",
+            "return map_state(lambda s: s + 1, as_tensors(template))",
+        ),
     ),
     _row(
         "state kept between calls",

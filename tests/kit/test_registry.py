@@ -87,7 +87,7 @@ def test_a_rule_wrong_for_one_broadcast_alone_is_caught_in_one_example(declare):
     assert [x.shape for x in case_of(raised.value).inputs] == [(3, 1), (2, 1, 1, 2)]
 
 
-@pytest.mark.parametrize("name", FRAMEWORK)
+@pytest.mark.parametrize("name", [n for n in FRAMEWORK if n != "recompute"])  # of a function
 @given(data=hst.data())
 def test_a_case_prints_as_the_code_that_makes_it(name, data):
     case = data.draw(spec_of(FRAMEWORK[name]).cases)

@@ -161,12 +161,12 @@ def reverse_runs_forward(m):
 
 
 def halves_swapped(m):
-    edit(m, Layer, "forward", "ops.concat(*parts, axis=-1)", "ops.concat(*parts[::-1], axis=-1)")
+    edit(m, Layer, "_merge", "merge(*parts)", "merge(*parts[::-1])")
 
 
 def upper_layer_cut_off(m):
-    edit(m, Layer, "forward", "inputs = list(sides[0])",
-         "inputs = [y.detach() if k < self.num_layers - 1 else y for y in sides[0]]")  # fmt: skip
+    edit(m, Layer, "forward", "self._merge(sides)",
+         "[y.detach() if k < self.num_layers - 1 else y for y in self._merge(sides)]")  # fmt: skip
 
 
 def batch_first_turned_back_wrongly(m):

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import ops
 from ..arrays import Array
 from ..errors import ShapeError, StateError
 from ..functional import relu, split
 from ..module import Module, floating
 from ..ops import sigmoid, tanh
-from ..scope import mark
+from ..scope import mark, scope
 from ..tensor import Parameter, Tensor
 from . import init
-from .states import State, as_tensors, structure
+from .states import State, as_tensors, leaves, map_state, structure
 
 
 class Cell(Module):
@@ -49,6 +50,8 @@ class Cell(Module):
     """
 
     gates: tuple[str, ...] = ()  # the letters of the blocks in the weights, side by side
+    states: tuple[str, ...] = ("h",)  # the letters of the parts of the state
+    learns_state: bool = False
 
     def __init__(
         self, input_size: int, hidden_size: int, *, dtype: npt.DTypeLike = np.float32
@@ -82,14 +85,47 @@ class Cell(Module):
             raise ShapeError(
                 f"{self.path or type(self).__name__}: x (N, {self.input_size}) is missing"
             )
-        template = self.initial_state(1 if x is None else x.shape[0])
-        state = as_tensors(template if state is None else state, self.dtype)
+        batch = 1 if x is None else x.shape[0]
+        template = self.initial_state(batch)
+        state = self.first_state(batch) if state is None else as_tensors(state, self.dtype)
         if x is not None and structure(state) != structure(template):
             raise StateError(
                 f"{self.path or type(self).__name__}: the state is {structure(state)}, "
                 f"expected {structure(template)}"
             )
         return self.step(x, state)
+
+    def first_state(self, batch: int) -> Any:
+        """Return the state before the first step as Tensors, with the rows that are learned."""
+        state = as_tensors(self.initial_state(batch))
+        if not self.learns_state:
+            return state
+        rows = iter([getattr(self, name) for name in self._initial_names(state)])
+        return map_state(lambda s: ops.broadcast(next(rows), shape=s.shape), state)
+
+    def learn_state(self) -> None:
+        """Make the state before the first step a parameter: a row ``h0`` (H,) for all sequences.
+
+        It starts where ``initial_state`` does; a cell with a longer state has ``c0`` too.
+        """
+        zero = as_tensors(self.initial_state(1))
+        for name, row in zip(self._initial_names(zero), leaves(zero), strict=True):
+            setattr(self, name, Parameter(row.data[0]))
+        self.learns_state = True
+
+    def _initial_names(self, state: State) -> list[str]:
+        parts = len(leaves(state))
+        named = self.states if len(self.states) == parts else [f"s{k}_" for k in range(parts)]
+        return [f"{name}0" for name in named]
+
+    def dropped(self, h: Tensor) -> Tensor:
+        """Return h as the products with ``W_h`` see it: under the mask of recurrent dropout.
+
+        The identity unless the layer has ``recurrent_dropout``.  ``affine`` calls it; a cell that
+        multiplies by itself writes ``self.dropped(h) @ self.W_h``.
+        """
+        mask = scope().mask
+        return h if mask is None else h * mask.read()
 
     def add_weights(self, gates: int = 1, *, bias: bool = True, rng: Any = None) -> None:
         """Define ``W_x (D, gates * H)``, ``W_h (H, gates * H)`` and ``b (gates * H,)``.
@@ -113,6 +149,7 @@ class Cell(Module):
         if b is not None:
             a = b if a is None else a + b
         if h is not None:
+            h = self.dropped(h)
             a = h @ self.W_h if a is None else a + h @ self.W_h
         return Tensor(np.zeros(self.W_h.shape[1], self.dtype)) if a is None else a
 
@@ -122,7 +159,7 @@ class Cell(Module):
     def _letters(self) -> dict[str, str]:
         gates = self.W_h.shape[1] // self.hidden_size if hasattr(self, "W_h") else 1
         width = f"{gates}H" if gates > 1 else "H"
-        return {"W_x": f"D * {width}", "W_h": f"H * {width}", "b": width}
+        return {"W_x": f"D * {width}", "W_h": f"H * {width}", "b": width, "h0": "H", "c0": "H"}
 
 
 def _same(x: Tensor) -> Tensor:
@@ -203,6 +240,7 @@ class LSTMCell(Cell):
     """
 
     gates = ("i", "f", "g", "o")
+    states = ("h", "c")
 
     def __init__(
         self,
@@ -277,14 +315,15 @@ class GRUCell(Cell):
         """Return (h, h)."""
         h, H = state, self.hidden_size
         x_r, x_z, x_n = split(self.affine(x), 3)
+        seen = self.dropped(h)
         if self.reset_after:
-            h_r, h_z, h_n = split(h @ self.W_h, 3)
+            h_r, h_z, h_n = split(seen @ self.W_h, 3)
             r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
             n = tanh(x_n + r * (h_n + self.b_hn if hasattr(self, "b_hn") else h_n))
         else:
-            h_r, h_z = split(h @ self.W_h[:, : 2 * H], 2)
+            h_r, h_z = split(seen @ self.W_h[:, : 2 * H], 2)
             r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
-            n = tanh(x_n + (r * h) @ self.W_h[:, 2 * H :])
+            n = tanh(x_n + (r * seen) @ self.W_h[:, 2 * H :])
         h = (1 - z) * n + z * h
         mark(r=r, z=z, n=n, h=h)
         return h, h

@@ -192,10 +192,9 @@ class Readout(Module):
                 f"Readout: layer is {type(layer).__name__}, expected a recurrent layer: "
                 "RNN, LSTM, GRU or Recurrent"
             )
-        cells = [cell for k, _, cell in layer.cells() if k == layer.num_layers - 1]
-        width = sum([cell.hidden_size for cell in cells])
         self.layer = layer
-        self.linear = Linear(width, size, bias, dtype=cells[0].dtype, rng=rng)
+        dtype = next(layer.cells())[2].dtype
+        self.linear = Linear(layer.output_size, size, bias, dtype=dtype, rng=rng)
 
     def forward(self, x: Any, state: Any = None, **settings: Any) -> Any:
         """Return (o, state), and the trace where it was asked for."""

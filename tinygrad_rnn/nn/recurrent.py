@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .. import ops
 from ..arrays import Array
-from ..errors import DtypeError, ShapeError, StateError
+from ..errors import ShapeError, StateError
 from ..functional import dropout_mask, stack
 from ..inspection import where
 from ..memory import release
-from ..module import Module
-from ..scope import NEEDED, Call, Place, at, scope
+from ..scope import NEEDED, Call, Mask, Place, scope
 from ..tensor import Tensor, next_order
 from .cells import Cell
+from .noise import Noise, Zoneout, check_rates
+from .reading import DIRECTIONS, Input, Reading, cut
+from .recompute import Segments
 from .states import (
     State,
     alike,
@@ -33,40 +37,53 @@ from .states import (
     structure,
 )  # fmt: skip
 
-DIRECTIONS = ("fwd", "rev")
+MERGES: dict[str, Callable[[Any, Any], Any]] = {
+    "concat": lambda a, b: ops.concat(a, b, axis=-1),
+    "sum": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "ave": lambda a, b: (a + b) * 0.5,
+}
 Trace = dict[str, Tensor]
 _WORTH_RELEASING = 1 << 12  # elements of an output; the walk over a step costs as much as 10 ops
 
 
-class _Input(NamedTuple):
-    """What a call was given, as one step after the other."""
-
-    steps: list[Tensor | None]  # T inputs (N, D)
-    batch: int
-    valid: Array | None  # (T, N): which steps lie inside their sequence; None: all
-    lengths: Array | None  # of the sequences of a list
-    unbatched: bool
-
-
-class Recurrent(Module):
+class Recurrent(Reading):
     """A layer that runs cells over time: any cell, any number of layers, one direction or both.
 
     Parameters
     ----------
     cells : Cell, or list of them
         One for each layer, bottom first; for two directions each entry is a pair
-        ``(forward, reverse)``, whose outputs are concatenated.
+        ``(forward, reverse)``. Layers may differ in size and in kind.
     batch_first : bool
         Whether input and output are (N, T, D) instead of (T, N, D); states never are.
     dropout : float
         Probability of zeroing an element of the output of each layer but the last, in training.
+    merge : {"concat", "sum", "mul", "ave"} or None
+        What becomes of the outputs of two directions, as in Keras. None, for one layer, leaves
+        them apart: ``out`` is a pair.
+    recurrent_dropout : float
+        Probability of dropping a unit of h(t-1) in the products with ``W_h``, in training; one
+        mask for all steps of a call (Gal and Ghahramani 2016).
+    zoneout : float, or tuple of one for each part of the state
+        Probability that a unit of the state keeps its value from the step before, in training,
+        drawn anew at each step; otherwise its mean is taken (Krueger et al. 2017).
+    learn_state : bool
+        Whether the state before the first step is learned: parameters ``h0`` (and ``c0``).
+    checkpoint_every : int or "sqrt", optional
+        Keep the states after every k steps only, and run the steps between them again for the
+        gradients (Chen et al. 2016): memory O(T/k + k) for a third more time; "sqrt" takes
+        k = sqrt(T). Outputs are the same to the bit. With a trace, inside ``record()`` and
+        ``debug()`` all steps are kept.
     rng : int or numpy.random.Generator, optional
-        For dropout.
+        For what is dropped.
 
     Attributes
     ----------
     L0, L1, ... : dict of str to Cell
         The cells of each layer by direction, ``{"fwd": cell, "rev": cell}``.
+    mask_seed : int or None
+        Freezes what is dropped: the same masks at every call. None draws new ones.
 
     Examples
     --------
@@ -83,18 +100,37 @@ class Recurrent(Module):
         *,
         batch_first: bool = False,
         dropout: float = 0.0,
+        merge: str | None = "concat",
+        recurrent_dropout: float = 0.0,
+        zoneout: Zoneout = 0.0,
+        learn_state: bool = False,
+        checkpoint_every: int | str | None = None,
         rng: Any = None,
     ) -> None:
         entries = list(cells) if isinstance(cells, list) else [cells]
         pairs = [entry if isinstance(entry, tuple) else (entry,) for entry in entries]
-        _check_cells(type(self).__name__, pairs)
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"{type(self).__name__}: dropout={dropout} is not in [0, 1]")
-        self.batch_first, self.dropout = batch_first, dropout
+        who = type(self).__name__
+        _check_merge(who, merge, pairs)
+        _check_cells(who, pairs, merge)
+        check_rates(who, "dropout", dropout)
+        check_rates(who, "recurrent_dropout", recurrent_dropout)
+        check_rates(who, "zoneout", zoneout)
+        _check_every(who, checkpoint_every)
+        self.batch_first, self.dropout, self.merge = batch_first, dropout, merge
+        self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
+        self.checkpoint_every = checkpoint_every
         self.num_layers, self.num_directions = len(pairs), len(pairs[0])
-        self.rng = np.random.default_rng(rng)
+        self.rng, self.mask_seed = np.random.default_rng(rng), None
         for k, pair in enumerate(pairs):
             setattr(self, f"L{k}", dict(zip(DIRECTIONS, pair, strict=False)))
+        if learn_state:
+            for _, _, cell in self.cells():
+                cell.learn_state()
+
+    @property
+    def output_size(self) -> int:
+        """Features of the output of a step: H, or 2 H where two directions are concatenated."""
+        return _width([c for k, _, c in self.cells() if k == self.num_layers - 1], self.merge)
 
     def cells(self) -> Iterator[tuple[int, str, Cell]]:
         """Yield (layer, direction, cell), layer by layer, forward before reverse."""
@@ -151,32 +187,44 @@ class Recurrent(Module):
         given = self._read(x, state, lengths, steps)
         here = scope()
         call = here.place.call if here.place and here.place.step is None else Call(self.path)
-        call.steps = T = len(given.steps)
+        call.steps = T = given.steps
         states = self._split_state(state, given)
+        noise = self._noise()
         traced: Trace | None = {} if trace else None
+        every = None if trace else self._segment(T)
         finals: list[State] = []
-        inputs = given.steps
         before = here.place, here.marks
         try:
+            inputs: Any = given.x if every else [None] * T if given.x is None else cut(given.x)
             for k in range(self.num_layers):
                 sides = []
                 for direction, cell in getattr(self, f"L{k}").items():
-                    place = (call, k, direction)
-                    out, final = self._unroll(
-                        cell, inputs, states.pop(0), given.valid, place, traced
-                    )
+                    loop = partial(
+                        self._unroll, cell, place=(call, k, direction), valid=given.valid,
+                        noise=noise, traced=traced,
+                    )  # fmt: skip
+                    out: Any
+                    if every:
+                        run = Segments(
+                            cell, loop, inputs, states.pop(0), T, every, direction == "rev"
+                        )
+                        out, final = run()
+                    else:
+                        out, final = loop(inputs, states.pop(0))
                     sides.append(out)
                     finals.append(final)
                 here.place, here.marks = Place(call), None
-                inputs = list(sides[0])
-                if len(sides) > 1:
-                    inputs = [ops.concat(*parts, axis=-1) for parts in zip(*sides, strict=True)]
+                if self.merge is None and len(sides) > 1:
+                    break
+                inputs = self._merge(sides)
                 if k < self.num_layers - 1 and self.dropout and self.training:
-                    first = inputs[0]
-                    assert first is not None
-                    mask = dropout_mask((T, *first.shape), self.dropout, first.dtype, self.rng)
-                    inputs = [y * m for y, m in zip(inputs, mask, strict=True)]
-            result = self._join(inputs, given), self._join_state(finals, given)
+                    inputs = self._drop(inputs, T, noise.stream(k))
+            out = (
+                self._join(inputs, given)
+                if self.merge or len(sides) == 1
+                else tuple([self._join(side, given) for side in sides])
+            )
+            result = out, self._join_state(finals, given)
         finally:
             here.place, here.marks = before
         if traced is None:
@@ -186,23 +234,63 @@ class Recurrent(Module):
             for name, v in traced.items()
         }
 
+    def _noise(self) -> Noise:
+        """Return what this call draws at random; the generator moves only where it is needed."""
+        seed = None
+        if self.training and (self.dropout or self.recurrent_dropout or self.zoneout):
+            seed = self.mask_seed
+            seed = int(self.rng.integers(1 << 62)) if seed is None else seed
+        return Noise(seed, self.recurrent_dropout, self.zoneout)
+
+    def _segment(self, T: int) -> int | None:
+        """Return how many steps are run between two states that are kept; None keeps all."""
+        here, every = scope(), self.checkpoint_every
+        if every is None or here.mode != NEEDED or here.frozen is not None:
+            return None
+        return math.ceil(math.sqrt(T)) if every == "sqrt" else int(every)
+
+    def _merge(self, sides: list[Any]) -> Any:
+        """Return the outputs of a layer from those of its directions: of each step, or whole."""
+        if len(sides) == 1:
+            return sides[0]
+        merge = MERGES[str(self.merge)]
+        if isinstance(sides[0], Tensor):
+            return merge(*sides)
+        return [merge(*parts) for parts in zip(*sides, strict=True)]
+
+    def _drop(self, inputs: Any, T: int, rng: np.random.Generator) -> Any:
+        """Return the outputs of a layer with dropout, for the layer above."""
+        first = inputs[0]
+        mask = dropout_mask((T, *first.shape), self.dropout, first.dtype, rng)
+        if isinstance(inputs, Tensor):
+            return inputs * mask
+        return [y * m for y, m in zip(inputs, mask, strict=True)]
+
     def _unroll(
         self,
         cell: Cell,
         inputs: list[Tensor | None],
         state: State,
-        valid: Array | None,
+        start: int = 0,
+        *,
         place: tuple[Call, int, str],
+        valid: Array | None,
+        noise: Noise,
         traced: Trace | None,
     ) -> tuple[list[Any], State]:
-        """Run one cell over all steps; return its outputs in the order of time, and its state."""
+        """Run one cell over steps; return its outputs in the order of time, and its state."""
         here, T = scope(), len(inputs)
-        prefix = f"L{place[1]}.{place[2]}."
+        layer, direction = place[1], DIRECTIONS.index(place[2])
+        valid = None if valid is None else valid[start : start + T]
         outputs: list[Any] = [None] * T
         marked: list[dict[str, Any]] = [{}] * T
+        before, here.mask = here.mask, None
+        mask = noise.recurrent_mask(first_of(state), layer, direction)
+        if mask is not None:
+            here.mask = Mask(mask)
         first = True
         for t in reversed(range(T)) if place[2] == "rev" else range(T):
-            here.place = Place(*place, t)
+            here.place = Place(*place, start + t)
             inside = None if valid is None or valid[t].all() else valid[t]
             if inside is not None and not inside.any():  # every sequence has ended
                 continue
@@ -220,7 +308,11 @@ class Recurrent(Module):
             y, new = result
             if first:
                 name_initial(state, new)
+                _check_mask(cell, here.mask)
                 first = False
+            if noise.zoneout:
+                kept = noise.zone_out(new, state, layer, direction, start + t)
+                y, new = first_of(kept) if y is first_of(new) else y, kept
             if inside is not None:
                 y, new = choose(inside, y, 0.0), keep_past_end(inside, new, state)
             outputs[t], state = y, new
@@ -231,151 +323,19 @@ class Recurrent(Module):
                 and here.frozen is None
             ):
                 release([y, *leaves(new)], since)
-        here.place, here.marks = Place(place[0]), None
+        here.place, here.marks, here.mask = Place(place[0]), None, before
         blank = next((y for y in outputs if y is not None), None)
         if blank is None:  # all sequences have length 0
             blank = Tensor(np.zeros((len(valid[0]), cell.hidden_size), cell.dtype))  # type: ignore[index]
         outputs = [Tensor(np.zeros_like(blank.data)) if y is None else y for y in outputs]
         if traced is not None:
             for name in dict.fromkeys([name for marks in marked for name in marks]):
-                traced[prefix + name] = _stack_marks(name, marked, valid)
+                traced[f"L{layer}.{place[2]}.{name}"] = _stack_marks(name, marked, valid)
         return outputs, state
-
-    # --- reading what was given
-
-    def _read(self, x: Any, state: State, lengths: Any, steps: int | None) -> _Input:
-        who = type(self).__name__
-        first = next(self.cells())[2]
-        D = getattr(first, "input_size", None)
-        if x is None:
-            if D:
-                raise ShapeError(f"{who}: input_size is {D}, so x (T, N, {D}) is needed")
-            if lengths is not None:
-                raise ShapeError(f"{who}: lengths go with x; without input pass steps=T")
-            if not isinstance(steps, int | np.integer) or steps < 1:
-                raise ShapeError(f"{who}: without input pass steps=T, 1 or more; got {steps}")
-            batch, unbatched = self._batch_of_state(state)
-            return _Input([None] * steps, batch, None, None, unbatched)
-        if D == 0:
-            raise ShapeError(f"{who}: input_size is 0: pass x=None and steps=T")
-        ragged = None
-        if isinstance(x, list) and x and all([isinstance(s, Tensor | np.ndarray) for s in x]):
-            if lengths is not None:
-                raise ShapeError(f"{who}: a list of sequences has its own lengths; pass no lengths")
-            x, ragged = self._pad(x, D)
-            lengths = ragged
-        elif isinstance(x, Tensor):
-            x = x if x.dtype.kind in "fc" else x.astype(first.dtype)
-        else:
-            try:
-                a = np.asarray(x)
-            except ValueError:
-                raise ShapeError(
-                    f"{who}: x has parts of unequal length; pass sequences as a list of arrays"
-                ) from None
-            if a.dtype.kind not in "biufc":
-                raise DtypeError(f"{who}: x is {a.dtype}, not numbers")
-            x = a if a.dtype.kind == "c" else a.astype(first.dtype)
-        unbatched = x.ndim == 2
-        if x.ndim not in (2, 3):
-            raise ShapeError(f"{who}: x has shape {x.shape}; expected (T, N, {D}) or (T, {D})")
-        if unbatched:
-            x = x.reshape(x.shape[0], 1, x.shape[1])
-        elif self.batch_first and ragged is None:
-            x = x.transpose(1, 0, 2)
-        T, N, last = x.shape
-        read = f"x read as (T={T}, N={N}, D={last})"
-        if 0 in (T, N):
-            raise ShapeError(f"{who}: {read}: T and N must be 1 or more")
-        if D is not None and last != D:
-            raise ShapeError(f"{who} in {self.path or 'L0.fwd'}: {read}, but input_size is {D}")
-        if steps is not None and steps != T:
-            raise ShapeError(f"{who}: steps={steps}, but {read}")
-        if lengths is not None and unbatched:
-            raise ShapeError(f"{who}: lengths go with a batch, but {read} is one sequence")
-        valid = None
-        if lengths is not None:
-            lengths = self._check_lengths(lengths, T, N, read)
-            if (lengths < T).any():
-                valid = np.arange(T)[:, None] < lengths
-                x = ops.where(valid[:, :, None], x, 0.0)  # not even a NaN beyond the end matters
-        self._check_batch(state, unbatched, N, T, read)
-        x = self._to_steps(x)
-        return _Input(_steps(x), N, valid, ragged, unbatched)
-
-    def _to_steps(self, x: Any) -> Tensor:
-        """Return x (T, N, D) as a Tensor; ``debug()`` names the step that is not finite."""
-        if scope().frozen is not None:
-            finite = np.isfinite(x.data if isinstance(x, Tensor) else x)
-            if not finite.all():
-                t = int(np.argmin(finite.all(axis=(1, 2))))
-                with at(Place(Call(self.path, len(x)), 0, DIRECTIONS[0], t)):
-                    Tensor(np.asarray(x[t]), name="x")
-        return x if isinstance(x, Tensor) else Tensor(x, name="x")
-
-    def _pad(self, sequences: list[Any], D: int | None) -> tuple[Tensor, Array]:
-        """Return ragged sequences side by side (T, N, D), and their lengths."""
-        who, dtype = type(self).__name__, next(self.cells())[2].dtype
-        parts = [as_tensors(s, dtype) for s in sequences]
-        for n, s in enumerate(parts):
-            if s.ndim != 2 or (D is not None and s.shape[1] != D):
-                raise ShapeError(
-                    f"{who}: sequence {n} has shape {s.shape}; expected (T, {D or 'D'})"
-                )
-        T = max(s.shape[0] for s in parts)
-        if T == 0:
-            raise ShapeError(f"{who}: all {len(parts)} sequences are empty: T must be 1 or more")
-        padded = [
-            s if s.shape[0] == T else ops.concat(s, np.zeros((T - s.shape[0], s.shape[1]), s.dtype))
-            for s in parts
-        ]
-        return stack(padded, axis=1), np.array([s.shape[0] for s in parts])
-
-    def _check_lengths(self, lengths: Any, T: int, N: int, read: str) -> Array:
-        who, a = type(self).__name__, np.asarray(lengths)
-        if a.dtype.kind not in "iu":
-            raise DtypeError(f"{who}: lengths are integers, got {a.dtype}")
-        if a.shape != (N,):
-            raise ShapeError(
-                f"{who}: lengths have shape {a.shape}, expected ({N},): {read}"
-                + self._looks_batch_first(a.shape == (T,))
-            )
-        if (a < 0).any() or (a > T).any():
-            n = int(np.argmax((a < 0) | (a > T)))
-            raise ShapeError(f"{who}: length {a[n]} of sequence {n} is not in 0..T={T}")
-        return a
-
-    def _check_batch(self, state: State, unbatched: bool, N: int, T: int, read: str) -> None:
-        """Raise where the state belongs to a batch of another size, which is that of time."""
-        shape, axis = np.shape(first_of(state)), self._state_axes - 2
-        if not unbatched and len(shape) > axis + 1 and shape[axis] == T != N:
-            raise StateError(
-                f"{type(self).__name__}: the state has N={T}, but {read}"
-                + self._looks_batch_first(True)
-            )
-
-    def _looks_batch_first(self, fits: bool) -> str:
-        if not fits:
-            return ""
-        return (
-            "; x looks time-first: leave batch_first=True away"
-            if self.batch_first
-            else "; x looks batch-first: pass batch_first=True"
-        )
-
-    def _batch_of_state(self, state: State) -> tuple[int, bool]:
-        """Return N and whether a state is without a batch; N = 1 without a state."""
-        array, axes = first_of(state), self._state_axes
-        if array is None:
-            return 1, False
-        shape = np.shape(array)
-        return (1, True) if len(shape) < axes else (shape[axes - 2], False)
-
-    _state_axes = 2  # of a state with a batch
 
     # --- states
 
-    def _split_state(self, state: State, given: _Input) -> list[State]:
+    def _split_state(self, state: State, given: Input) -> list[State]:
         """Return the initial state of every cell."""
         cells = list(self.cells())
         if state is None:
@@ -394,10 +354,10 @@ class Recurrent(Module):
             for (k, direction, cell), part in zip(cells, parts, strict=True)
         ]
 
-    def _initial(self, cell: Cell, state: Any, place: str, given: _Input) -> State:
+    def _initial(self, cell: Cell, state: Any, place: str, given: Input) -> State:
         template = cell.initial_state(given.batch)
         if state is None:
-            return as_tensors(template)
+            return cell.first_state(given.batch)
         state = as_tensors(state, cell.dtype)
         if given.unbatched:
             state = map_state(lambda s: s.reshape((1, *s.shape)), state)
@@ -408,38 +368,32 @@ class Recurrent(Module):
             )
         return state
 
-    def _join_state(self, finals: list[State], given: _Input) -> State:
+    def _join_state(self, finals: list[State], given: Input) -> State:
         if given.unbatched:
             finals = [map_state(lambda s: s.reshape(s.shape[1:]), s) for s in finals]
         return finals[0] if len(finals) == 1 else tuple(finals)
 
-    def _join(self, outputs: list[Any], given: _Input) -> Any:
+    def _join(self, outputs: Any, given: Input) -> Any:
         """Return the outputs as they are wanted: stacked, or a list of sequences."""
+        out = outputs if isinstance(outputs, Tensor) else None
         if given.lengths is not None:
-            out = stack(outputs)
+            out = stack(outputs) if out is None else out
             return [out[: int(n), k] for k, n in enumerate(given.lengths)]
         if given.unbatched:
+            if out is not None:
+                return out.reshape((len(out), *out.shape[2:]))
             return stack([y.reshape(y.shape[1:]) for y in outputs])
+        if out is not None:
+            return out.transpose(1, 0, 2) if self.batch_first else out
         return stack(outputs, axis=1 if self.batch_first else 0)
 
 
-def _steps(x: Tensor) -> list[Tensor | None]:
-    """Return the T slices of `x`, each named and placed in the step that reads it first."""
-    here = scope()
-    before = here.place
-    call = before.call if before else Call("")
-    plain = not x.requires_grad and here.mode == NEEDED  # a read of it would not be recorded
-    steps: list[Tensor | None] = []
-    for t in range(x.shape[0]):
-        here.place = Place(call, 0, DIRECTIONS[0], t)
-        step = Tensor(x.data[t]) if plain else x[t]
-        step.name = "x"
-        steps.append(step)
-    here.place = before
-    return steps
+def _width(cells: Sequence[Any], merge: str | None) -> int:
+    """Return how many features a layer of these cells puts out."""
+    return sum([c.hidden_size for c in cells]) if merge == "concat" else int(cells[0].hidden_size)
 
 
-def _check_cells(who: str, pairs: list[tuple[Any, ...]]) -> None:
+def _check_cells(who: str, pairs: list[tuple[Any, ...]], merge: str | None) -> None:
     """Raise where cells do not make a stack."""
     if not pairs:
         raise ValueError(f"{who}: a list of cells, one for each layer, must not be empty")
@@ -452,13 +406,49 @@ def _check_cells(who: str, pairs: list[tuple[Any, ...]]) -> None:
             if not isinstance(cell, Cell):
                 raise TypeError(f"{who}: layer {k} holds {type(cell).__name__}, which is no Cell")
     for k, (below, pair) in enumerate(pairwise(pairs)):
-        width = sum([cell.hidden_size for cell in below])
+        width = _width(below, merge)
         for cell in pair:
             if cell.input_size != width:
                 raise ShapeError(
                     f"{who}: layer {k} gives {width} features, "
                     f"but a cell of layer {k + 1} takes input_size={cell.input_size}"
                 )
+
+
+def _check_merge(who: str, merge: Any, pairs: list[tuple[Any, ...]]) -> None:
+    """Raise where the outputs of two directions cannot be merged in that way."""
+    if merge is not None and merge not in MERGES:
+        words = ", ".join([repr(word) for word in MERGES])
+        raise ValueError(f"{who}: merge={merge!r} is not one of {words} or None")
+    if merge is None and len(pairs) > 1 and len(pairs[0]) > 1:
+        raise ValueError(
+            f"{who}: merge=None leaves two outputs apart, which no layer above could read: "
+            f"it goes with one layer, not with {len(pairs)}"
+        )
+    if merge in ("sum", "mul", "ave"):
+        for k, pair in enumerate(pairs):
+            sizes = [getattr(cell, "hidden_size", None) for cell in pair]
+            if len(set(sizes)) > 1:
+                raise ShapeError(
+                    f"{who}: merge={merge!r} needs directions of one size; layer {k} has {sizes}"
+                )
+
+
+def _check_every(who: str, every: Any) -> None:
+    fits = every is None or every == "sqrt"
+    if not fits and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ValueError(
+            f'{who}: checkpoint_every={every!r} must be a number of steps, 1 or more, or "sqrt"'
+        )
+
+
+def _check_mask(cell: Cell, mask: Mask | None) -> None:
+    """Raise where recurrent dropout would do nothing."""
+    if mask is not None and not mask.asked:
+        raise StateError(
+            f"{type(cell).__name__}.step: recurrent_dropout has no effect, for the step multiplies "
+            f"h by itself; write self.dropped(h) @ self.W_h, or use self.affine(x, h)"
+        )
 
 
 def _check_step(cell: Cell, result: Any, state: State) -> None:

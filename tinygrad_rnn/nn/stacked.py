@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,20 @@ from ..errors import StateError
 from ..functional import stack
 from ..module import floating
 from .cells import Cell, GRUCell, LSTMCell, RNNCell
-from .recurrent import Recurrent, _Input
+from .noise import Zoneout
+from .reading import Input
+from .recurrent import Recurrent
 from .states import State, as_tensors, map_state, structure
+
+
+class Options(TypedDict, total=False):
+    """What ``Recurrent`` offers beside PyTorch's arguments."""
+
+    merge: str | None
+    recurrent_dropout: float
+    zoneout: Zoneout
+    learn_state: bool
+    checkpoint_every: int | str | None
 
 
 class _Stacked(Recurrent):
@@ -31,23 +43,32 @@ class _Stacked(Recurrent):
         dropout: float,
         bidirectional: bool,
         rng: Any,
+        options: Options,
         **settings: Any,
     ) -> None:
+        _check_options(type(self).__name__, options)
         if num_layers < 1:
             raise ValueError(f"{type(self).__name__}: num_layers={num_layers} must be 1 or more")
         floating(type(self).__name__, settings["dtype"])
         rng = np.random.default_rng(rng)
         directions = 2 if bidirectional else 1
-        sizes = [input_size] + [hidden_size * directions] * (num_layers - 1)
+        width = hidden_size * (directions if options.get("merge", "concat") == "concat" else 1)
+        sizes = [input_size] + [width] * (num_layers - 1)
         layers = [
             tuple([cell(D, hidden_size, rng=rng, **settings) for _ in range(directions)])
             for D in sizes
         ]
-        super().__init__(layers, batch_first=batch_first, dropout=dropout, rng=rng)  # type: ignore[arg-type]
+        super().__init__(
+            layers,  # type: ignore[arg-type]
+            batch_first=batch_first,
+            dropout=dropout,
+            rng=rng,
+            **options,
+        )
         self.input_size, self.hidden_size = input_size, hidden_size
         self.bidirectional = bidirectional
 
-    def _split_state(self, state: State, given: _Input) -> list[State]:
+    def _split_state(self, state: State, given: Input) -> list[State]:
         if state is None:
             return super()._split_state(None, given)
         cells = list(self.cells())
@@ -64,7 +85,7 @@ class _Stacked(Recurrent):
         parts = [map_state(lambda s, k=k: s[k], state) for k in range(len(cells))]
         return super()._split_state(parts[0] if len(parts) == 1 else tuple(parts), given)
 
-    def _join_state(self, finals: list[State], given: _Input) -> State:
+    def _join_state(self, finals: list[State], given: Input) -> State:
         joined = super()._join_state(finals, given)
         parts = [joined] if len(finals) == 1 else joined
         if isinstance(parts[0], tuple):
@@ -90,6 +111,8 @@ class RNN(_Stacked):
     activation : {"tanh", "relu", "identity"} or callable
     dtype : dtype
     rng : int or numpy.random.Generator, optional
+    merge, recurrent_dropout, zoneout, learn_state, checkpoint_every
+        As of ``Recurrent``.
 
     Examples
     --------
@@ -111,6 +134,7 @@ class RNN(_Stacked):
         activation: Any = "tanh",
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
+        **options: Unpack[Options],
     ) -> None:
         if isinstance(bias, str):  # PyTorch's RNN, and no other layer of it, has one here
             raise TypeError(
@@ -118,7 +142,7 @@ class RNN(_Stacked):
             )
         super().__init__(
             RNNCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
-            bias=bias, activation=activation, dtype=dtype,
+            options, bias=bias, activation=activation, dtype=dtype,
         )  # fmt: skip
 
 
@@ -147,10 +171,11 @@ class LSTM(_Stacked):
         *,
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             LSTMCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
-            bias=bias, dtype=dtype,
+            options, bias=bias, dtype=dtype,
         )  # fmt: skip
 
 
@@ -177,8 +202,16 @@ class GRU(_Stacked):
         reset_after: bool = True,
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             GRUCell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, rng,
-            bias=bias, reset_after=reset_after, dtype=dtype,
+            options, bias=bias, reset_after=reset_after, dtype=dtype,
         )  # fmt: skip
+
+
+def _check_options(who: str, options: Options) -> None:
+    for name in options:
+        if name not in Options.__annotations__:
+            known = ", ".join(Options.__annotations__)
+            raise TypeError(f"{who}: there is no argument {name!r}; by keyword: {known}")

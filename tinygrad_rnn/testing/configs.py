@@ -89,7 +89,7 @@ class RNNConfig:
 
     def fresh(self) -> Any:
         """Return the layer as it is made, with its own first values."""
-        settings = {"batch_first": self.batch_first}
+        settings: dict[str, Any] = {"batch_first": self.batch_first}
         if isinstance(self.cell, type) and issubclass(self.cell, nn.Recurrent):
             layer: Any = _build(
                 self.cell, self.D, self.H, self.layers, bias=self.bias, rng=self.seed,

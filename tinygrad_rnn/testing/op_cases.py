@@ -11,6 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from .. import ops
 from ..arrays import Array
+from ..nn import Cell
+from ..nn.recompute import Segments, recompute
 from ..op import Op
 from ..scope import record
 from ..tensor import Tensor
@@ -177,7 +179,34 @@ def _astypes() -> Strategy:
     return rngs().map(lambda rng: Case(ops.astype, (grid(rng, (2, 3)),), {"dtype": np.float64}))
 
 
+class _Mixing(Cell):
+    """A cell without parameters, whose state has two parts."""
+
+    def step(self, x: Any, state: Any) -> Any:
+        h, c = state
+        c = ops.tanh(c * x + h)
+        return h * c, (x - h, c)
+
+
+def _mixed(inputs: list[Any], state: Any, start: int) -> Any:
+    outputs = []
+    for x in inputs:
+        y, state = _Mixing(2, 2).step(x, state)
+        outputs.append(y)
+    return outputs, state
+
+
+@st.composite
+def _recomputes(draw: Any) -> Case:
+    T, k, rng = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(rngs())
+    x, h, c = grid(rng, (T, 1, 2)), grid(rng, (1, 2)), grid(rng, (1, 2))
+    x_of, state = Tensor(x, requires_grad=True), (Tensor(h), Tensor(c))
+    run = Segments(_Mixing(2, 2), _mixed, x_of, state, T, k)
+    return Case(recompute, (x, h, c), {"run": run})
+
+
 STRUCTURAL: dict[Op, Strategy] = {
+    recompute: _recomputes(),
     ops.sum: _reductions(ops.sum),
     ops.max: _reductions(ops.max),
     ops.log_softmax: _log_softmaxes(),
