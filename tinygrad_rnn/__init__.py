@@ -17,12 +17,13 @@ from .tensor import Parameter, Tensor
 from .transforms import grad, hvp, jacobian, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
-    from . import testing, train
+    from . import bptt, testing, train
 
 __all__ = [
     "Module",
     "Parameter",
     "Tensor",
+    "bptt",
     "data",
     "debug",
     "functional",
@@ -45,6 +46,6 @@ keep_freed()
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("testing", "train"):  # loaded when they are asked for
+    if name in ("bptt", "testing", "train"):  # loaded when they are asked for
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,6 +45,9 @@ def fit(
     state is None at the start of an epoch; what `loss` returns is carried, detached, to the next
     batch. The model is left in training mode.
 
+    A loss that yields several pairs (loss, state) for a batch, as ``bptt.truncated`` does, makes a
+    step of each; the run stops, and writes checkpoints, when a batch is done.
+
     Ctrl-C, in the main thread, ends the run after the step that it finds running, with a
     checkpoint if there is a path, and with ``history.interrupted``; a second one raises at once.
 
@@ -55,7 +58,7 @@ def fit(
         Of an epoch: gone through `epochs` times.
     loss : callable
         ``loss(model, batch, state) -> (loss, state)``: a scalar Tensor, and what is carried:
-        a Tensor, an array, a tuple of such, or None.
+        a Tensor, an array, a tuple of such, or None.  Or an iterator over such pairs.
     optimizer : Optimizer
         Of parameters of the model.
     epochs : int
@@ -161,19 +164,22 @@ def fit(
         while run.epoch < epochs and not stop:
             model.train()
             for batch in run.rest():
-                step = run.step(batch)
+                due = False
+                for step in run.steps(batch):
+                    place = run.batches.state() if has_position(batches) else None
+                    answers = [callback(step) for callback in callbacks]  # all, then decide
+                    if place is not None and run.batches.state() != place:
+                        raise StateError(
+                            f"fit: a callback of step {step.step} looped over batches, whose "
+                            f"position in the data that moved; make another one for it"
+                        )
+                    stop |= any(_is_true(answer) for answer in answers)
+                    due |= checkpoint_every is not None and step.step % checkpoint_every == 0
                 bar.show(step, batch)
-                place = run.batches.state() if has_position(batches) else None
-                answers = [callback(step) for callback in callbacks]  # all of them, then decide
-                if place is not None and run.batches.state() != place:
-                    raise StateError(
-                        f"fit: a callback of step {step.step} looped over batches, whose position "
-                        f"in the data that moved; make another one for it"
-                    )
-                stop = interrupt.came or any(_is_true(answer) for answer in answers)
+                stop |= interrupt.came
                 if stop:
                     break
-                if checkpoint_every is not None and step.step % checkpoint_every == 0:
+                if due:
                     save()
             else:
                 run.end_epoch()
@@ -200,6 +206,7 @@ def evaluate(
     ----------
     loss : callable
         As of `fit`. It should be a mean over the items of the batch, for the result to be one.
+        One that yields under ``no_grad()`` too is an error; ``bptt.truncated`` does not.
     items : callable, optional
         How many items a batch has; by default the number of elements of its last entry, the
         targets. ``lambda batch: 1`` gives the plain mean over the batches.

@@ -49,8 +49,11 @@ class Bar:
         if sys.stderr.isatty() if progress is None and sys.stderr is not None else progress:
             from tqdm import tqdm
 
-            total = epochs * len(run.batches) if hasattr(run.batches, "__len__") else None
-            self._bar = tqdm(total=total, initial=len(run.history.step), unit="step")
+            total, done = None, len(run.history.step)
+            if hasattr(run.batches, "__len__"):  # a batch may take several steps
+                total = epochs * len(run.batches)
+                done = run.epoch * len(run.batches) + run.position
+            self._bar = tqdm(total=total, initial=done, unit="step")
 
     def __enter__(self) -> Bar:
         return self

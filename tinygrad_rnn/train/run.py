@@ -21,8 +21,11 @@ from ..optim import Optimizer, clip_grad_norm
 from ..tensor import Tensor
 from .history import History, Step
 
-Loss: TypeAlias = Callable[[Any, Any, Any], tuple[Tensor, Any]]
-"""``loss(model, batch, state) -> (mean loss of the batch, state for the next one)``"""
+Loss: TypeAlias = Callable[[Any, Any, Any], Any]
+"""``loss(model, batch, state) -> (mean loss of the batch, state for the next one)``
+
+Or an iterator over such pairs, one for each step of the optimizer.
+"""
 KIND = "training"  # what a checkpoint of `fit` calls itself
 
 
@@ -38,7 +41,7 @@ class Run:
     validation: Any
     history: History = field(default_factory=History)
     epoch: int = 0  # how many have ended
-    position: int = 0  # steps taken in this epoch
+    position: int = 0  # batches done in this epoch
     state: Any = None
 
     def rest(self) -> Iterator[Any]:
@@ -47,11 +50,27 @@ class Run:
             return iter(self.batches)
         return islice(self.batches, self.position, None)
 
-    def step(self, batch: Any) -> Step:
-        """Take one step; nothing changes if a loss or gradient is not finite."""
+    def steps(self, batch: Any) -> Iterator[Step]:
+        """Take the steps of a batch: one, or one for each pair that the loss yields."""
+        before, result = len(self.history.step), self.loss(self.model, batch, self.state)
+        if isinstance(result, Iterator):
+            for pair in result:
+                step = self.step(pair)
+                del pair  # and with it a graph, before the next one is made
+                yield step
+        else:
+            step = self.step(result)
+            del result
+            yield step
+        if len(self.history.step) == before:
+            raise ValueError(f"fit: loss yielded no (loss, state) in epoch {self.epoch + 1}")
+        self.position += 1
+
+    def step(self, result: Any) -> Step:
+        """Take one step on what the loss returned; nothing changes if that is not finite."""
         number, epoch, lr = len(self.history.step) + 1, self.epoch + 1, self.optimizer.lr
         self.model.zero_grad()
-        value, state = call(self.loss, self.model, batch, self.state)
+        value, state = check(result, self.state)
         cost = float(value.item())
         _check_finite("loss", cost, number, epoch)
         value.backward()
@@ -60,7 +79,6 @@ class Run:
         _check_finite("norm of the gradient", norm, number, epoch)
         self.optimizer.step()
         self.state = _detach(state)
-        self.position += 1
         row = (number, epoch, cost, norm, lr)
         for column, entry in zip(self.history.columns().values(), row, strict=True):
             column.append(entry)
@@ -161,7 +179,11 @@ _PARTS = ("model", "optimizer", "history", "state")
 
 def call(loss: Loss, model: Module, batch: Any, state: Any) -> tuple[Tensor, Any]:
     """Return what `loss` makes of a batch, checked."""
-    result = loss(model, batch, state)
+    return check(loss(model, batch, state), state)
+
+
+def check(result: Any, state: Any = None) -> tuple[Tensor, Any]:
+    """Return a pair (loss, state); raise where `result` is none, or the state another one."""
     if type(result) is not tuple or len(result) != 2:
         raise TypeError(
             f"loss(model, batch, state) must return (loss, state), got {type(result).__name__}; "
