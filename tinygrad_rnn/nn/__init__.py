@@ -2,6 +2,7 @@
 
 from . import init
 from .cells import Cell, GRUCell, LSTMCell, RNNCell
+from .feedback import FeedbackCell
 from .layers import Dropout, Embedding, LayerNorm, Linear, Readout, Sequential, from_lecture
 from .recurrent import Recurrent
 from .stacked import GRU, LSTM, RNN
@@ -13,6 +14,7 @@ __all__ = [
     "Cell",
     "Dropout",
     "Embedding",
+    "FeedbackCell",
     "GRUCell",
     "LSTMCell",
     "LayerNorm",
