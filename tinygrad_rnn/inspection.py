@@ -70,6 +70,9 @@ def explain(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any], error: Excep
 def agree(op: Op, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Convert integers and booleans to the floating type they meet; refuse two floating types."""
     chosen = range(*op.selects.indices(len(inputs)))
+    kinds = {x.data.dtype for x in inputs[: chosen.start] + inputs[chosen.stop :]}
+    if len(kinds) == 1 and next(iter(kinds)).kind in "fc":
+        return inputs
     operands = [x for k, x in enumerate(inputs) if k not in chosen]
     floating = [x.data.dtype for x in operands if x.data.dtype.kind in "fc"]
     if not floating:

@@ -120,13 +120,13 @@ class Tensor:
         if not more:
             return _apply(op, self, attrs)
         given = (x, *more)
-        chosen = range(*op.selects.indices(len(given)))
-        like = next((t for t in given if isinstance(t, Tensor) and t.data.dtype.kind in "fc"), self)
-        inputs = [
-            t if isinstance(t, Tensor) else Tensor(t) if k in chosen else constant(t, like)
-            for k, t in enumerate(given)
-        ]
-        return _apply_all(op, agree(op, tuple(inputs)), attrs)
+        if not all([isinstance(t, Tensor) for t in given]):
+            chosen = range(*op.selects.indices(len(given)))
+            floats = [t for t in given if isinstance(t, Tensor) and t.data.dtype.kind in "fc"]
+            like = floats[0] if floats else self
+            given = tuple([t if isinstance(t, Tensor) else Tensor(t) if k in chosen
+                           else constant(t, like) for k, t in enumerate(given)])  # fmt: skip
+        return _apply_all(op, agree(op, given), attrs)
 
     # --- operators record directly, without asking their operands
 

@@ -33,6 +33,7 @@ from .states import (
     leaves,
     map_state,
     name_initial,
+    name_parts,
     nest,
     structure,
 )  # fmt: skip
@@ -306,6 +307,7 @@ class Recurrent(Reading):
             ):
                 _check_step(cell, result, state)
             y, new = result
+            name_parts(new, cell.states)
             if first:
                 name_initial(state, new)
                 _check_mask(cell, here.mask)
@@ -314,7 +316,7 @@ class Recurrent(Reading):
                 kept = noise.zone_out(new, state, layer, direction, start + t)
                 y, new = first_of(kept) if y is first_of(new) else y, kept
             if inside is not None:
-                y, new = choose(inside, y, 0.0), keep_past_end(inside, new, state)
+                new = keep_past_end(Tensor(inside[:, None]), new, state)
             outputs[t], state = y, new
             if (
                 y.requires_grad
@@ -375,17 +377,21 @@ class Recurrent(Reading):
 
     def _join(self, outputs: Any, given: Input) -> Any:
         """Return the outputs as they are wanted: stacked, or a list of sequences."""
-        out = outputs if isinstance(outputs, Tensor) else None
-        if given.lengths is not None:
-            out = stack(outputs) if out is None else out
-            return [out[: int(n), k] for k, n in enumerate(given.lengths)]
         if given.unbatched:
-            if out is not None:
-                return out.reshape((len(out), *out.shape[2:]))
+            if isinstance(outputs, Tensor):
+                return outputs.reshape((len(outputs), *outputs.shape[2:]))
             return stack([y.reshape(y.shape[1:]) for y in outputs])
-        if out is not None:
-            return out.transpose(1, 0, 2) if self.batch_first else out
-        return stack(outputs, axis=1 if self.batch_first else 0)
+        axis = 1 if self.batch_first and given.lengths is None else 0
+        if isinstance(outputs, Tensor):
+            out = outputs.transpose(1, 0, 2) if axis else outputs
+        else:
+            out = stack(outputs, axis=axis)
+        if given.lengths is not None:
+            return [out[: int(n), k] for k, n in enumerate(given.lengths)]
+        if given.valid is not None:
+            inside = given.valid.T if axis else given.valid
+            out = ops.where(inside.reshape(inside.shape + (1,) * (out.ndim - 2)), out, 0.0)
+        return out
 
 
 def _width(cells: Sequence[Any], merge: str | None) -> int:
@@ -473,7 +479,7 @@ def _stack_marks(name: str, marked: list[dict[str, Any]], valid: Array | None) -
     values = [marks.get(name, blank) for marks in marked]
     if valid is not None:
         values = [
-            v if inside.all() or v.ndim < 2 or len(v) != len(inside) else choose(inside, v, 0.0)
+            v if inside.all() or v.ndim < 2 or len(v) != len(inside) else choose(Tensor(inside[:, None]), v, 0.0)
             for v, inside in zip(values, valid, strict=True)
         ]
     stacked: Tensor = stack(values)

@@ -14,12 +14,14 @@ from ..tensor import Tensor
 State = Any  # one Tensor, or any tuple of Tensors
 
 
-def choose(inside: Array, new: Tensor, old: Any) -> Tensor:
-    """Return `new` for the sequences that are inside, `old` for the others."""
-    return ops.where(inside.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+def choose(inside: Tensor, new: Tensor, old: Any) -> Tensor:
+    """Return `new` for the sequences that are `inside` (N, 1), `old` for the others."""
+    if new.ndim != 2:
+        inside = inside.reshape((-1,) + (1,) * (new.ndim - 1))
+    return ops.where(inside, new, old)
 
 
-def keep_past_end(inside: Array, new: State, old: State) -> State:
+def keep_past_end(inside: Tensor, new: State, old: State) -> State:
     """Return the state after a step: `new` for the sequences inside, else `old`."""
     if isinstance(new, tuple):
         return tuple([keep_past_end(inside, a, b) for a, b in zip(new, old, strict=True)])
@@ -68,6 +70,15 @@ def map_state(f: Any, state: Any) -> Any:
     if isinstance(state, tuple):
         return tuple([map_state(f, s) for s in state])
     return f(state)
+
+
+def name_parts(state: State, names: tuple[str, ...]) -> None:
+    """Call the parts of a new state by their letters where the step did not mark them."""
+    parts = leaves(state)
+    if len(parts) == len(names):
+        for name, part in zip(names, parts, strict=True):
+            if part.name is None:
+                part.name = name
 
 
 def name_initial(old: State, new: State) -> None:
