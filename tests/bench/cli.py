@@ -20,6 +20,10 @@ MEASUREMENTS = {  # name: (module, function, rounds of a full run)
     "sampling": ("sampling", "measure", 41),
     "adam": ("optimizer", "measure", 61),
     "checks": ("checks", "measure", 21),
+    "layers": ("layers", "measure", 41),
+    "checkpoint": ("layers", "measure_checkpoint", 7),
+    "beam": ("beam", "measure", 21),
+    "dates": ("dates", "measure", 21),
 }
 NOTE = "Ratios to peers are medians of the rounds' ratios; the times beside them are medians."
 SMOKE = "SMOKE RUN: tiny sizes and few rounds; these figures are not for quoting."
