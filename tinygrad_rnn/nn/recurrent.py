@@ -479,7 +479,9 @@ def _stack_marks(name: str, marked: list[dict[str, Any]], valid: Array | None) -
     values = [marks.get(name, blank) for marks in marked]
     if valid is not None:
         values = [
-            v if inside.all() or v.ndim < 2 or len(v) != len(inside) else choose(Tensor(inside[:, None]), v, 0.0)
+            v
+            if inside.all() or v.ndim < 2 or len(v) != len(inside)
+            else choose(Tensor(inside[:, None]), v, 0.0)
             for v, inside in zip(values, valid, strict=True)
         ]
     stacked: Tensor = stack(values)

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import ops
-from ..arrays import Array
 from ..tensor import Tensor
 
 State = Any  # one Tensor, or any tuple of Tensors
