@@ -6,8 +6,8 @@ before, and is asked for the next one and for <eos> at the end.  The grammar mak
 A dictionary cannot translate them: verbs agree with their subjects, articles with what follows (du
 lait, de la soupe, de l'eau, but de la bonne eau), some adjectives change places, "not" is two words
 around the verb (ne bois pas de lait), and who likes milk likes le lait.  Tested on sentences that
-training has not seen, "I drink milk" among them.  The architecture is that of Sutskever, Vinyals and
-Le (2014); no figure is published for a toy.
+training has not seen, "I drink milk" among them.  The architecture is Sutskever, Vinyals
+and Le's (2014); no figure is published for a toy.
 
     python examples/toy_translation.py                                # three seeds
     python examples/toy_translation.py --seeds 1 --samples 500        # too few to learn it
