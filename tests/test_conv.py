@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygrad_rnn import Tensor, nn, ops, testing
+from tinygrad_rnn.bptt import reads
 from tinygrad_rnn.errors import DtypeError, ShapeError
-from tinygrad_rnn.nn.conv import TDNN, Conv1d, reads
+from tinygrad_rnn.nn import TDNN, Conv1d
 
 from .test_cells import randomise
 

@@ -95,6 +95,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_history_and_resume_goes_on(
         ("bptt_by_hand", ["--text", "aa"]),
         ("bptt_by_hand", ["--text", ""]),
         ("custom_cell", ["--steps", "1"]),
+        ("series", ["--steps", "31"]),
+        ("series", ["--samples", "9"]),
     ],
 )
 def test_arguments_without_a_problem_to_solve_are_refused(name, wrong, capsys):

@@ -335,8 +335,26 @@ def test_the_methods_of_a_variant_see_the_states_before_and_after():
         np.testing.assert_allclose(cell.seen[name].data, value, rtol=1e-13)
 
 
-@pytest.mark.parametrize("cls", [LSTMVariant, PeepholeLSTMCell, CoupledLSTMCell,
-                                 LayerNormLSTMCell, IRNNCell, MGUCell])  # fmt: skip
+@cells
+def test_every_option_of_a_layer_works(cls):
+    rows = [(build(cls), build(cls, seed=1)), (build(cls, 6), build(cls, 6))]
+    layer = Recurrent(rows, zoneout=0.1, recurrent_dropout=0.1, learn_state=True, rng=0)
+    layer.mask_seed = 1
+    x = Tensor(np.random.default_rng(0).standard_normal((5, 2, 2)), requires_grad=True)
+    found = []
+    for every in (None, 2):
+        layer.checkpoint_every = every
+        layer.zero_grad()
+        out, _ = layer(x, lengths=[5, 2])
+        (out * out).sum().backward()
+        found.append([out.data, *[p.grad for p in layer.parameters()]])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    learned = [name for name, _ in rows[0][0].named_parameters()][-len(rows[0][0].states) :]
+    assert learned == [f"{part}0" for part in rows[0][0].states]
+
+
+@cells
 def test_recurrent_dropout_of_everything_leaves_no_product_with_the_state(cls):
     cell = build(cls)
     layer = Recurrent(cell, recurrent_dropout=1.0, rng=0)
