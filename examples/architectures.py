@@ -18,9 +18,8 @@ import common
 import numpy as np
 import numpy.typing as npt
 
-from tinygrad_rnn import Parameter, Tensor, grad, graph, nn
+from tinygrad_rnn import Parameter, Tensor, bptt, graph, nn
 from tinygrad_rnn.functional import softmax
-from tinygrad_rnn.nn.feedback import FeedbackCell
 from tinygrad_rnn.ops import concat, tanh
 
 
@@ -57,7 +56,7 @@ def vector_to_sequence(x: Tensor, s: Sizes) -> Tensor:
 
 def vector_to_sequence_fed_back(x: Tensor, s: Sizes) -> Tensor:
     """One input, then each output is the next input."""
-    cell = FeedbackCell(nn.RNNCell(s.D, s.H, rng=s.rng), nn.Linear(s.H, s.D, rng=s.rng))
+    cell = nn.FeedbackCell(nn.RNNCell(s.D, s.H, rng=s.rng), nn.Linear(s.H, s.D, rng=s.rng))
     y, _ = nn.Recurrent(cell)(None, cell.start(x[0]), steps=s.T_out)
     return y
 
@@ -80,7 +79,7 @@ def one_to_one(x: Tensor, s: Sizes) -> Tensor:
 
 def one_to_many(x: Tensor, s: Sizes) -> Tensor:
     """Image captioning: the image is the first state, and each word the next input."""
-    cell = FeedbackCell(
+    cell = nn.FeedbackCell(
         nn.RNNCell(s.V, s.H, rng=s.rng), nn.Linear(s.H, s.V, rng=s.rng), feed=softmax
     )
     image = tanh(nn.Linear(s.D, s.H, rng=s.rng)(x[0]))
@@ -98,7 +97,7 @@ def many_to_one(x: Tensor, s: Sizes) -> Tensor:
 def many_to_many_delayed(x: Tensor, s: Sizes) -> Tensor:
     """Machine translation: an encoder, and a decoder that is fed its own words."""
     _, state = nn.Recurrent(nn.LSTMCell(s.D, s.H, rng=s.rng))(x)
-    cell = FeedbackCell(
+    cell = nn.FeedbackCell(
         nn.LSTMCell(s.V, s.H, rng=s.rng), nn.Linear(s.H, s.V, rng=s.rng), feed=softmax
     )
     go = np.zeros((x.shape[1], s.V))
@@ -124,15 +123,6 @@ FIVE = (one_to_one, one_to_many, many_to_one, many_to_many_delayed, many_to_many
 
 
 # --- what there is to see
-
-
-def arrows(y: Tensor, x: Tensor) -> npt.NDArray[np.bool_]:
-    """Return (T_out, T_in): whether y(t) depends on x(s), by gradient.
-
-    Over hundreds of steps a gradient may vanish in float32, and its star with it.
-    """
-    slopes = np.array([grad(y[t].sum(), x) for t in range(len(y))])
-    return np.asarray(slopes.any(axis=(2, 3)))
 
 
 def parameters(y: Tensor) -> int:
@@ -178,7 +168,7 @@ def run(session: common.Session) -> dict[str, float]:
         session.say(f"{title}\n{'-' * len(title)}")
         for build in builders:
             y, x = run_one(build, session.steps_in, sizes)
-            seen, name = arrows(y, x), build.__name__.replace("_", " ")
+            seen, name = bptt.reads(y, x), build.__name__.replace("_", " ")
             session.say(f"{name}: {build.__doc__}\n{picture(seen)}\n")
             table.append((name, len(x), len(y), parameters(y), int(seen.sum())))
             total += int(seen.sum())

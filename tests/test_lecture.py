@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 
 import viz
-from tinygrad_rnn import Module, Parameter, Tensor, grad, graph, nn, ops
-from tinygrad_rnn.functional import cross_entropy, softmax, unbind
-from tinygrad_rnn.nn import LSTM, RNN, Linear, LSTMCell, Readout, Recurrent, RNNCell
-from tinygrad_rnn.nn.feedback import FeedbackCell
-from tinygrad_rnn.nn.seq2seq import EncoderDecoder
+from tinygrad_rnn import Module, Parameter, Tensor, bptt, grad, graph, nn, ops
+from tinygrad_rnn.functional import cross_entropy, softmax
+from tinygrad_rnn.nn import (
+    LSTM,
+    RNN,
+    EncoderDecoder,
+    FeedbackCell,
+    Linear,
+    LSTMCell,
+    Readout,
+    Recurrent,
+    RNNCell,
+)  # fmt: skip
 
 from .test_cells import check_gradients, randomise
 from .test_examples import load
@@ -96,17 +104,18 @@ def test_D2_parameters_are_shared_by_all_steps():
 
 
 def test_D3_a_convolution_in_time_is_shallow_a_recurrent_network_deep():
-    T, k = 9, 3
-    conv, layer, x = Linear(k * D, 1, dtype=np.float64, rng=0), rnn(), leaf(T, D)
-    windows = [ops.concat(*unbind(x[t - k + 1 : t + 1])) for t in range(k - 1, T)]
-    for t, window in enumerate(windows, k - 1):
-        seen = np.abs(grad(conv(window).sum(), x)).sum(1) > 0
-        assert [int(s) for s in np.flatnonzero(seen)] == [t - 2, t - 1, t]  # a field of width k
-    out, _ = layer(x)
-    for t in range(T):
-        seen = np.abs(grad(out[t].sum(), x)).sum(1) > 0
-        assert seen[: t + 1].all()  # back to x(1), however far
-        assert not seen[t + 1 :].any()
+    T, k, x = 9, 3, leaf(9, D)
+    conv = nn.Conv1d(D, 1, k, dtype=np.float64, rng=0)
+    band = np.tri(T - k + 1, T, k - 1, bool) & ~np.tri(T - k + 1, T, -1, bool)
+    np.testing.assert_array_equal(bptt.reads(conv, x.data), band)  # a field of width k
+    assert conv.receptive_field == k
+    deep = nn.TDNN([D, 4, 4, 1], k, dtype=np.float64, rng=0)
+    assert bptt.reads(deep, x.data)[0].sum() == deep.receptive_field == 3 * (k - 1) + 1
+    back_to_the_first = np.tri(T, dtype=bool)
+    np.testing.assert_array_equal(bptt.reads(rnn(), x.data), back_to_the_first)
+    out, _ = rnn()(x)
+    slopes = np.abs([grad(out[t].sum(), x).sum(1) for t in range(T)])
+    np.testing.assert_array_equal(slopes > 0, back_to_the_first)  # and not only structurally
 
 
 def test_D4_a_recurrent_neuron_feeds_its_output_back_in_order():
@@ -216,7 +225,7 @@ def test_D8_the_four_panels_have_their_arrows():
     sizes = example.Sizes(3, 4, 2, T_out, np.random.default_rng(0))
     for build in example.FIGURE_14_4:
         y, x = example.run_one(build, T_in, sizes)
-        np.testing.assert_array_equal(example.arrows(y, x), want[build.__name__])
+        np.testing.assert_array_equal(bptt.reads(y, x), want[build.__name__])
 
 
 class Translator(Module):

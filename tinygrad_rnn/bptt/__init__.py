@@ -1,8 +1,8 @@
 """Back-propagation through time, truncated and measured.
 
 `truncated` cuts the gradient's way back into the past, `gradient_error` says what that costs, and
-`report` shows how the gradient of a loss vanishes or explodes on its way, step by step; `reads` shows
-which steps reach an output at all.
+`report` shows how the gradient of a loss vanishes or explodes on its way, step by step;
+`reads` shows which steps reach an output at all.
 """
 
 from __future__ import annotations
