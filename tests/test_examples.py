@@ -94,11 +94,16 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_history_and_resume_goes_on(
         ("bptt_by_hand", ["--text", ""]),
         ("custom_cell", ["--steps", "1"]),
         ("adding", ["--steps", "1"]),
+        ("addition", ["--samples", "5"]),
+        ("caption_digits", ["--held-out", "1790"]),
         ("digits_mlp", ["--samples", "99"]),
         ("digits_rows", ["--samples", "1798"]),
+        ("frames", ["--steps", "1"]),
+        ("label_source", ["--limit-chars", "50"]),
         ("sentiment", ["--samples", "1000000"]),
         ("series", ["--steps", "31"]),
         ("series", ["--samples", "9"]),
+        ("translate_dates", ["--samples", "4"]),
     ],
 )
 def test_arguments_without_a_problem_to_solve_are_refused(name, wrong, capsys):
