@@ -1,12 +1,10 @@
 """The data that the examples make, and what they count, are what they say."""
 
 import datetime
-import sys
 
 import numpy as np
-import pytest
 
-from .test_examples import load, run
+from .test_examples import load
 
 
 def test_kinds_of_source_are_those_of_its_tokens():
@@ -85,12 +83,6 @@ def test_the_speller_reads_its_own_letters():
     spelled = model.spell(images, 6)
     before = np.concatenate([np.full((1, 5), caption.STOP), spelled[:-1]])
     np.testing.assert_array_equal(model(images, before).numpy().argmax(-1), spelled)
-
-
-def test_without_scikit_learn_the_captions_say_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(SystemExit, match=r"pip install -e '\.\[examples\]'"):
-        run("caption_digits", tmp_path)
 
 
 def test_cutting_the_state_is_running_each_frame_as_a_video_of_its_own():
