@@ -65,7 +65,7 @@ def test_each_chunk_reaches_back_k2_steps_from_its_end(k1, k2):
     chunks = bptt.truncated(model, mean, k1, k2).chunks((X, Y), tuple(start))
     for a, (value, state) in zip(range(0, T, k1), chunks, strict=True):
         b = min(a + k1, T)
-        s = a if k1 == k2 else max(0, b - k2)
+        s = max(0, b - k2)
         o, _ = model(X[s:b], states[s])
         want = cross_entropy(o[a - s :], Y[a:b], reduction="mean")
         np.testing.assert_allclose(value.data, want.data, rtol=1e-12)
@@ -75,15 +75,17 @@ def test_each_chunk_reaches_back_k2_steps_from_its_end(k1, k2):
             assert got.op is None
 
 
-def test_chunks_are_cut_without_another_pass_where_k1_is_k2():
+def test_whole_chunks_are_cut_without_another_pass_where_k1_is_k2():
     seen = []
 
     def spy(model, batch, state):
         seen.append(len(batch[0]))
         return summed(model, batch, state)
 
+    assert len(list(bptt.truncated(net(), spy, 4, 4).chunks((X[:8], Y[:8])))) == 2
+    assert seen == [4, 4]
     assert len(list(bptt.truncated(net(), spy, 4, 4).chunks((X, Y)))) == 3
-    assert seen == [4, 4, 3]
+    assert seen[2:] == [4, 4, 3, 1, 3]  # to step 7, and from there back over 4 steps, not 3
 
 
 def test_the_graph_of_a_chunk_is_freed_before_the_next_is_made():
@@ -102,7 +104,7 @@ def test_the_graph_of_a_chunk_is_freed_before_the_next_is_made():
         fit(model, [(X, Y)] * 2, bptt.truncated(model, spy, 2, 2), sgd, epochs=1)
     finally:
         gc.enable()
-    assert most == [0] * 12
+    assert most == [0] * 16
 
 
 def loop(k1, k2, epochs, batches, kind=nn.LSTM):
@@ -234,12 +236,70 @@ def test_reset_of_all_samples_is_the_initial_state_of_the_model_also_a_learned_o
         next(cut.chunks((X, Y), state))
 
 
+class FromOnes(nn.RNNCell):
+    def initial_state(self, batch):
+        return super().initial_state(batch) + 1
+
+
+class Pairs(nn.Cell):
+    """A state (N, 2, H)."""
+
+    def initial_state(self, batch):
+        return np.zeros((batch, 2, self.hidden_size), self.dtype)
+
+    def step(self, x, state):
+        return state[:, 0], state + ops.stack(x, x, axis=1)
+
+
+def test_a_cell_that_does_not_begin_at_0_is_reset_with_the_whole_batch():
+    model = nn.Readout(nn.Recurrent(FromOnes(D, H, dtype=np.float64, rng=0)), V, rng=0)
+    state, masks = np.zeros((N, H)), [[True, True], [False, False], [True, False]]
+    cut = bptt.truncated(model, mean, T, reset=lambda batch: np.array(masks.pop(0)))
+    for start in (None, state):
+        value, _ = next(cut.chunks((X, Y), state))
+        assert value.item() == mean(model, (X, Y), start)[0].item()
+    with pytest.raises(ValueError, match=r"0, but layer.L0.fwd does not begin at 0: reset all"):
+        next(cut.chunks((X, Y), state))
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis"), [(nn.Recurrent(Pairs(D, D)), 0), (nn.RNN(D, D, num_layers=2), 1)]
+)
+def test_a_reset_finds_the_samples_among_axes_of_one_size(layer, axis):
+    state, seen = np.ones((2, 2, D)), []
+
+    def look(model, batch, state):
+        seen.append(state)
+        return Tensor(batch).sum(), state
+
+    def run(model, mask):
+        cut = bptt.truncated(model, look, T, reset=lambda batch: np.array(mask))
+        return next(cut.chunks(X, state))
+
+    run(layer, [True, False])
+    want = state.copy()
+    np.moveaxis(want, axis, 0)[0] = 0
+    np.testing.assert_array_equal(seen[0], want)
+    run(Module(), [True, True])
+    run(Module(), [False, False])
+    assert seen[1] is None
+    np.testing.assert_array_equal(seen[2], state)
+    state = np.ones((3, 2, D) if axis else (2, 3, D))  # three masks fit the other axis
+    with pytest.raises(ShapeError, match=r"shape \(3,\), but the state \(\d, \d, 3\)"):
+        run(layer, [True, False, True])
+    state = np.ones((2, 2, D))
+    with pytest.raises(ShapeError, match=r"axis of the state \(2, 2, 3\) counts the N=2 samples"):
+        run(Module(), [True, False])
+
+
 @pytest.mark.parametrize(
     ("mask", "match"),
     [
         ([1, 0], r"int64 \(2,\): expected booleans \(N,\)"),
         ([[True, False]], r"bool \(1, 2\): expected"),
         ([True, False, True], r"shape \(3,\), but the state \(1, 2, 4\).*N=3"),
+        ([True, True, True], r"shape \(3,\), but the state \(1, 2, 4\).*N=3"),
+        ([], r"expected|shape \(0,\)"),
     ],
 )
 def test_a_reset_that_does_not_fit_is_an_error(mask, match):
@@ -302,6 +362,26 @@ def test_what_a_loss_yields_is_checked():
         run("pair")
     with pytest.raises(TypeError, match=r"must return .loss, state., got generator"):
         evaluate(Module(), [1], lambda *_: (p for p in ()))
+
+
+def test_a_loss_that_is_made_for_another_model_is_refused():
+    cut = bptt.truncated(net(), mean, 2, 5)
+    with pytest.raises(ValueError, match=r"k2=5\) was made for another model than the Readout it"):
+        cut(net(), (X, Y))
+    with pytest.raises(ValueError, match="made for another model than the Module"), no_grad():
+        cut(Module(), (X, Y))
+
+
+def test_what_is_no_plain_loss_and_no_reset_is_refused():
+    model = net()
+    cut = bptt.truncated(model, mean, 2)
+    for measure in (bptt.truncated, lambda *args: bptt.gradient_error(*args[:2], (X, Y), 2)):
+        with pytest.raises(TypeError, match=r"pass the plain loss\(model, batch, state\)"):
+            measure(model, cut, 2)
+        with pytest.raises(TypeError, match=r"truncated: loss=3 is not callable"):
+            measure(model, 3, 2)
+    with pytest.raises(TypeError, match=r"truncated: reset=True is not callable"):
+        bptt.truncated(model, mean, 2, reset=True)
 
 
 def test_truncated_shows_what_it_is():
@@ -369,6 +449,14 @@ def test_gradients_that_are_zero():
     error = bptt.gradient_error(Two(), late, np.ones((2, 1)), 1)
     assert (error.relative["idle.W"], error.cosine["idle.W"]) == (1.0, 0.0)
     assert repr(error).splitlines()[0] == "GradientError of k1=1, k2=1 at T=2"
+
+
+def test_a_model_that_is_frozen_has_no_gradients_to_compare():
+    model = net()
+    for p in model.parameters():
+        p.requires_grad = False
+    with pytest.raises(ValueError, match="gradient_error: no parameter of Readout requires"):
+        bptt.gradient_error(model, mean, (X, Y), 2)
 
 
 # --- report: the terms of the weights ------------------------------------------------------------
@@ -572,6 +660,34 @@ def test_transfer_ends_at_the_last_step_that_reaches_the_loss():
     assert (found.transfer[7:] == 0).all()
 
 
+@pytest.mark.parametrize("frozen", ["L0", "rev", "fwd"])
+def test_states_that_were_not_recorded_are_nan(frozen):
+    layers = 2 if frozen == "L0" else 1
+    layer = nn.LSTM(D, H, layers, bidirectional=True, dtype=np.float64, rng=0)
+    for name, p in layer.named_parameters():
+        p.requires_grad = frozen not in name
+    loss = weighted(layer(X)[0])
+    found = bptt.report(loss, layer)
+    missing = np.array([frozen in row for row in found.rows])
+    assert 0 < missing.sum() < len(missing)
+    for norms in (found.h_norm, found.c_norm, found.c_from_c, found.c_from_h):
+        assert np.isnan(norms[missing]).all()
+        assert np.isfinite(norms[~missing]).all()
+    assert np.isnan(found.transfer).all() == (frozen == "fwd")
+    assert "nan" in str(found)
+    x = Tensor(X, requires_grad=True)  # now they are recorded
+    seen = bptt.report(weighted(layer(x)[0]), layer)
+    assert (seen.h_norm > 0).all()
+    np.testing.assert_allclose(seen.h_norm[~missing], found.h_norm[~missing], rtol=1e-6)
+
+
+def test_a_row_that_the_loss_does_not_read_is_0():
+    layer = nn.RNN(D, H, bidirectional=True, rng=0)
+    found = bptt.report(layer(X)[0][:, :, :H].sum(), layer)
+    assert (found.h_norm[0] > 0).all()
+    assert (found.h_norm[1] == 0).all()
+
+
 def test_one_step_of_one_sequence():
     for x in (X[:1, :1], X[:1, 0]):
         layer = made("lstm")
@@ -651,6 +767,10 @@ def test_what_cannot_be_reported_is_said():
     short = nn.RNN(D, H, dtype=np.float64, rng=0, checkpoint_every=2)
     with pytest.raises(GraphError, match=r"no step of RNN.*\(no checkpoint_every\)"):
         bptt.report(short(X)[0].sum(), short)
+    with pytest.raises(GraphError, match=r"no step of RNN.*lengths that are not all 0"):
+        bptt.report(layer(X, lengths=[0] * N)[0].sum(), layer)
+    with pytest.raises(TypeError, match="report: loss is a float: expected a scalar Tensor"):
+        bptt.report(3.0, layer)
     with pytest.raises(GraphError, match="2 calls of RNN"):
         bptt.report((layer(X)[0] + out).sum(), layer)
     with pytest.raises(TypeError, match="layer is a Tensor"):

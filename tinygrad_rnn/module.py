@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -311,6 +312,27 @@ class Module:
     def __repr__(self) -> str:
         inside = [f"{name}={type(c).__name__}" for name, c in self.named_children()]
         return f"{type(self).__name__}({', '.join(inside)})"
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Turn dropout off inside; then each module has its own mode again, also after an error.
+
+    >>> from tinygrad_rnn import nn
+    >>> model = nn.Dropout(0.5)
+    >>> with evaluating(model):
+    ...     model.training
+    False
+    >>> model.training
+    True
+    """
+    modes = [(module, module.training) for _, module in model.named_modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            object.__setattr__(module, "training", training)
 
 
 def floating(who: str, dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -28,6 +28,8 @@ class Report:
     Norms are 2-norms over H for each sample, and the mean of these over N.  A step that does not
     reach the loss, as one beyond the end of its sequence, counts as 0.  Derivatives are total:
     with all that a change of the value changes later on.  Step t = 1..T has the index t - 1.
+    Rows of a frozen cell whose states are not in the graph of the loss are NaN: where nothing
+    below requires a gradient either, they were not recorded.
 
     Attributes
     ----------
@@ -106,9 +108,11 @@ def report(loss: Tensor, layer: Module, *, transfer: bool = True, terms: bool = 
     ------
     GraphError
         If the loss is no scalar or was not recorded; if no step of the layer is in its graph, as
-        under ``no_grad()`` or where steps are recomputed or compiled; if several calls are.
+        under ``no_grad()``, where steps are recomputed or compiled, where all lengths are 0 or
+        nothing requires a gradient; if several calls are.
     TypeError, ValueError
-        If `layer` is no module, or contains no recurrent layer or more than one.
+        If the loss is no Tensor; if `layer` is no module, or contains no recurrent layer or more
+        than one.
 
     Notes
     -----
@@ -139,6 +143,8 @@ def report(loss: Tensor, layer: Module, *, transfer: bool = True, terms: bool = 
          4  1.000e+00
     """
     recurrent = _recurrent_in(layer)
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"report: loss is a {type(loss).__name__}: expected a scalar Tensor")
     seed = autodiff.seed(loss, None)
     order = graph.nodes((loss,), requiring=True)
     weights = dict(recurrent.named_parameters())
@@ -164,6 +170,9 @@ def report(loss: Tensor, layer: Module, *, transfer: bool = True, terms: bool = 
     for row, (_, k, direction, cell) in enumerate(rows):
         if "c" not in cell.states:
             norms[1:, row] = np.nan
+        if not any([key[:2] == (k, direction) for key in states]) and _is_frozen(cell):
+            norms[:, row] = np.nan
+            continue
         for t in range(T):
             h = states.get((k, direction, t, cell.states[0]))
             c = states.get((k, direction, t, "c"))
@@ -173,7 +182,9 @@ def report(loss: Tensor, layer: Module, *, transfer: bool = True, terms: bool = 
                 c_norm[row, t] = _norm(gradient[c.order])
                 straight, through = _split(c, h, conveyors[c.order], gradient)
                 c_from_c[row, t], c_from_h[row, t] = _norm(straight), _norm(through)
-    top, name = recurrent.num_layers - 1, rows[-recurrent.num_directions][-1].states[0]
+    row = len(rows) - recurrent.num_directions
+    top, name = recurrent.num_layers - 1, rows[row][-1].states[0]
+    transfer = transfer and not np.isnan(h_norm[row]).any()
     return Report(
         tuple([row for row, *_ in rows]),
         h_norm,
@@ -228,7 +239,8 @@ def _call_of(order: list[Tensor], reads: dict[int, list[Use]], layer: Recurrent)
     if not calls:
         raise GraphError(
             f"report: the graph of the loss has no step of {who}: compute the loss from this "
-            f"layer, outside no_grad(), with all its steps on record (no checkpoint_every)"
+            f"layer, with all its steps on record (no checkpoint_every), outside no_grad(), with "
+            f"lengths that are not all 0, and with weights or an input that require a gradient"
         )
     if len(calls) > 1:
         raise GraphError(
@@ -258,6 +270,10 @@ def _states(steps: list[Tensor], layer: Recurrent) -> dict[Key, Tensor]:
             f"Cell.states says what a cell's states are called"
         )
     return found
+
+
+def _is_frozen(cell: Cell) -> bool:
+    return not any([p.requires_grad for p in cell.parameters()])
 
 
 def _is_linear(cell: Cell) -> bool:

@@ -11,8 +11,9 @@ import numpy as np
 from .. import ops
 from ..arrays import Array
 from ..errors import ShapeError
-from ..module import Module
-from ..nn.states import map_state
+from ..module import Module, evaluating
+from ..nn import Cell, Recurrent
+from ..nn.states import as_tensors, leaves, map_state
 from ..scope import NEVER, no_grad, recording, scope
 from ..tensor import Tensor
 from ..train.run import Loss, check
@@ -45,7 +46,8 @@ def truncated(
         Steps that a gradient reaches back: k1 or more; k1 by default.
     reset : callable, optional
         ``reset(batch) -> bool (N,)``: which samples begin anew with this batch.  Their carried
-        state becomes zero, or None, the initial state, where all of them do.
+        state becomes zero, or None, the initial state, where all of them do.  Where it is not
+        zero, as a learned one, only all of them can.
 
     Returns
     -------
@@ -57,14 +59,18 @@ def truncated(
     Raises
     ------
     ValueError
-        If k1 or k2 is no whole number, k1 < 1, or k1 > k2.
+        If k1 or k2 is no whole number, k1 < 1, or k1 > k2; when it is called with another model.
+    TypeError
+        If `loss` or `reset` is not callable, or `loss` is a truncated one.
 
     Notes
     -----
     A batch is a tuple of time-major arrays (T, N, ...), or one such array.  The last chunk has
-    what is left.  No window reaches back before its batch: a batch takes the state of the one
-    before as a constant.  For k1 < k2, each window costs k2 steps forward and back, and k1
-    without recording, for the state that the next one starts from.
+    what is left; its window is k2 steps as any other.  No window reaches back before its batch: a
+    batch takes the state of the one before as a constant.  For k1 < k2, each window costs k2
+    steps forward and back, and k1 without recording, for the state that the next one starts from.
+    The steps before a chunk and the chunk are two calls of `loss`: dropout draws a mask for each,
+    so ``recurrent_dropout`` has two masks in one window.
 
     References
     ----------
@@ -108,6 +114,13 @@ class Truncated:
                 f"truncated: k1={k1} is more than k2={k2}: an update every k1 steps must reach "
                 f"back over these at least; k2={k1} cuts into chunks"
             )
+        if isinstance(loss, Truncated):
+            raise TypeError(
+                "truncated: loss is truncated already: pass the plain loss(model, batch, state)"
+            )
+        for name, f in (("loss", loss), ("reset", reset)):
+            if not callable(f) and not (f is None and name == "reset"):
+                raise TypeError(f"truncated: {name}={f!r} is not callable")
         self.model, self.loss, self.k1, self.k2, self.reset = model, loss, int(k1), int(k2), reset
 
     def __repr__(self) -> str:
@@ -118,10 +131,15 @@ class Truncated:
 
         That pair is the loss of the whole batch and the state after it.
         """
+        if model is not self.model:
+            raise ValueError(
+                f"{self!r} was made for another model than the {type(model).__name__} it is "
+                f"called with: make truncated(model, ...) of this one"
+            )
         if scope().mode == NEVER:
             _steps_of(batch)
-            return check(self.loss(model, batch, self._begin(model, batch, state)))
-        return self._run(model, batch, state)
+            return check(self.loss(model, batch, self._begin(batch, state)))
+        return self.chunks(batch, state)
 
     def chunks(self, batch: Any, state: Any = None) -> Iterator[tuple[Tensor, Any]]:
         """Yield the loss of each chunk and the state after it, detached, for a loop by hand.
@@ -151,29 +169,26 @@ class Truncated:
         (1, 1, 2)
         (1, 1, 2)
         """
-        return self._run(self.model, batch, state)
-
-    def _run(self, model: Module, batch: Any, state: Any) -> Iterator[tuple[Tensor, Any]]:
-        T, k1, k2, loss = _steps_of(batch), self.k1, self.k2, self.loss
-        start, before = 0, self._begin(model, batch, state)  # of the window: its place and state
+        T, k1, k2, loss, model = _steps_of(batch), self.k1, self.k2, self.loss, self.model
+        start, before = 0, self._begin(batch, state)  # of the window: its place and state
         for a in range(0, T, k1):
             b = min(a + k1, T)
             begin = max(0, b - k2)
             if start < begin:
                 with no_grad():
-                    _, before = check(loss(model, _cut(batch, start, begin), before))
+                    before = check(loss(model, _cut(batch, start, begin), before))[1]
                 start = begin
             after = before
             if start < a:
-                _, after = check(loss(model, _cut(batch, start, a), before))
+                after = check(loss(model, _cut(batch, start, a), before))[1]
             value, after = check(loss(model, _cut(batch, a, b), after))
             after = _detach(after)
-            if k1 == k2:  # the next window starts here
+            if k1 == k2 and b + k1 <= T:  # the next window starts here
                 start, before = b, after
             yield value, after
             del value  # and with it its graph, before the next one is made
 
-    def _begin(self, model: Module, batch: Any, state: Any) -> Any:
+    def _begin(self, batch: Any, state: Any) -> Any:
         """Return the state that a batch starts from: detached, some samples reset."""
         state = _detach(state)
         if state is None or self.reset is None:
@@ -184,29 +199,51 @@ class Truncated:
                 f"truncated: reset(batch) returned {mask.dtype} {mask.shape}: "
                 f"expected booleans (N,), one for each sample"
             )
-        if mask.all():
-            return None
-        learned = [name for name, m in model.named_modules() if getattr(m, "learns_state", False)]
-        if learned and mask.any():
-            raise ValueError(
-                f"truncated: reset returns some samples to 0, but {learned[0] or 'the cell'} "
-                f"learns its initial state: reset all samples of a batch or none"
-            )
-        return map_state(lambda s: _zero(s, mask), state)
+        if mask.any() and not mask.all():
+            _check_start(self.model, len(mask))
+        layers = [m for _, m in self.model.named_modules() if isinstance(m, Recurrent)]
+        axes = {m._state_axes - 2 for m in layers}
+        state = map_state(lambda s: _zero(s, mask, axes), state)
+        return None if mask.all() else state
 
 
-def _zero(s: Any, mask: Array) -> Any:
-    """Return an array of a state (..., N, H) with zeros for the samples of `mask`."""
+def _check_start(model: Module, N: int) -> None:
+    """Raise where the state before the first step is not 0."""
+    for name, m in model.named_modules():
+        if isinstance(m, Cell):
+            zero = not any([s.data.any() for s in leaves(as_tensors(m.initial_state(N)))])
+            if m.learns_state or not zero:
+                raise ValueError(
+                    f"truncated: reset returns some samples to 0, but {name or 'the cell'} "
+                    f"{'learns its initial state' if m.learns_state else 'does not begin at 0'}: "
+                    f"reset all samples of a batch or none"
+                )
+
+
+def _zero(s: Any, mask: Array, axes: set[int]) -> Any:
+    """Return an array of a state with zeros for the samples of `mask`.
+
+    The axis that counts the samples is known from the layers, `axes`, or else from its size.
+    """
     if s is None:
         return None
-    axis = max(s.ndim - 2, 0)
-    if s.ndim == 0 or s.shape[axis] != len(mask):
+    N = len(mask)
+    if s.ndim < 3:
+        axes = {0}
+    elif len(axes) != 1:  # no layers, or of several kinds
+        axes = {0, s.ndim - 2}
+    fits = [k for k in sorted(axes) if k < s.ndim and s.shape[k] == N]
+    if not fits:
         raise ShapeError(
             f"truncated: reset(batch) has the shape {mask.shape}, but the state {s.shape} is no "
-            f"(..., N, H) with N={len(mask)}"
+            f"(N, ...) or (..., N, H) with N={N}"
         )
-    keep = ~mask if s.ndim == 1 else ~mask[:, None]
-    return ops.where(keep, s, 0.0)
+    if len(fits) > 1 and mask.any() and not mask.all():
+        raise ShapeError(
+            f"truncated: reset returns some samples to 0, but which axis of the state {s.shape} "
+            f"counts the N={N} samples is not clear: reset all samples of a batch or none"
+        )
+    return ops.where(~mask.reshape((-1,) + (1,) * (s.ndim - 1 - fits[0])), s, 0.0)
 
 
 def _steps_of(batch: Any) -> int:
@@ -299,8 +336,8 @@ def gradient_error(
 
     Raises
     ------
-    ValueError, ShapeError
-        As `truncated` does.
+    ValueError, TypeError, ShapeError
+        As `truncated` does; if no parameter requires a gradient.
 
     Examples
     --------
@@ -321,24 +358,22 @@ def gradient_error(
     cut = truncated(model, loss, k1, k2)
     T = _steps_of(batch)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError(
+            f"gradient_error: no parameter of {type(model).__name__} requires a gradient"
+        )
     wrt = list(named.values())
-    modes = [(module, module.training) for _, module in model.named_modules()]
-    model.eval()
-    try:
-        with recording():
-            total, after = None, _detach(state)
-            for a in range(0, T, cut.k1):
-                value, after = check(loss(model, _cut(batch, a, min(a + cut.k1, T)), after))
-                total = value if total is None else total + value
-            full = grad(total, wrt)
-            del total, value, after
-            short = [np.zeros_like(f) for f in full]
-            for value, _ in cut.chunks(batch, state):
-                if value.requires_grad:  # or it depends on nothing but the state it was given
-                    short = [g + more for g, more in zip(short, grad(value, wrt), strict=True)]
-    finally:
-        for module, training in modes:
-            object.__setattr__(module, "training", training)
+    with recording(), evaluating(model):
+        total, after = None, _detach(state)
+        for a in range(0, T, cut.k1):
+            value, after = check(loss(model, _cut(batch, a, min(a + cut.k1, T)), after))
+            total = value if total is None else total + value
+        full = grad(total, wrt)
+        del total, value, after
+        short = [np.zeros_like(f) for f in full]
+        for value, _ in cut.chunks(batch, state):
+            if value.requires_grad:  # or it depends on nothing but the state it was given
+                short = [g + more for g, more in zip(short, grad(value, wrt), strict=True)]
     pairs = [
         (g.ravel().astype(np.float64), f.ravel().astype(np.float64))
         for g, f in zip(short, full, strict=True)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..errors import StateError
-from ..module import Module
+from ..module import Module, evaluating
 from ..optim import Optimizer
 from ..scope import no_grad
 from ..tensor import Tensor
@@ -228,18 +228,12 @@ def evaluate(
     """
     _check_batches("batches", batches)
     weigh = items or count_items
-    modes = [(module, module.training) for _, module in model.named_modules()]
     total, weight, state = 0.0, 0, None
-    model.eval()
-    try:
-        with no_grad():
-            for batch in batches:
-                value, state = call(loss, model, batch, state)
-                n = weigh(batch)
-                total, weight = total + n * float(value.item()), weight + n
-    finally:
-        for module, training in modes:
-            object.__setattr__(module, "training", training)
+    with no_grad(), evaluating(model):
+        for batch in batches:
+            value, state = call(loss, model, batch, state)
+            n = weigh(batch)
+            total, weight = total + n * float(value.item()), weight + n
     if not weight:
         raise ValueError("evaluate: there is no batch, or no item in the batches")
     return total / weight
