@@ -56,6 +56,11 @@ def loss(model: nn.EncoderDecoder, batch: Any, state: Any) -> tuple[Tensor, Any]
     return model.loss(sources, targets), None
 
 
+def symbols(batch: Any) -> int:
+    """Return how many symbols a batch is asked for, each answer's end included."""
+    return sum(len(target) + 1 for target in batch[1])
+
+
 def accuracies(answers: list[Any], targets: list[Any]) -> tuple[float, float]:
     """Return which part of the answers is wholly right, and which part of their characters."""
     pairs = list(zip(answers, targets, strict=True))
@@ -115,7 +120,7 @@ def run(session: common.Session) -> dict[str, float]:
         adam = optim.Adam(model.parameters(), optim.cosine(5e-3, session.epochs * len(data)))
         history = session.fit(
             model, data, loss, adam, epochs=session.epochs, clip=1.0, validation=validation,
-            label=f"{'attention-' * session.attention}{seed}",
+            items=symbols, label=f"{'attention-' * session.attention}{seed}",
         )  # fmt: skip
         losses = ", ".join([f"{value:.5f}" for value in history.validation.values()])
         session.say(f"  validation, epoch by epoch: {losses} nats per symbol")

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygrad_rnn import Tensor, nn, ops, testing
+from tinygrad_rnn import Tensor, nn, no_grad, ops, testing
 from tinygrad_rnn.bptt import reads
-from tinygrad_rnn.errors import DtypeError, ShapeError
+from tinygrad_rnn.errors import DtypeError, GraphError, ShapeError
 from tinygrad_rnn.nn import TDNN, Conv1d
 
 from .test_cells import randomise
@@ -241,6 +241,31 @@ def test_reads_takes_any_function_of_a_sequence():
     np.testing.assert_array_equal(backwards, np.eye(3)[::-1])
 
 
+def test_reads_records_for_itself_inside_no_grad():
+    conv, x = Conv1d(1, 1, 2, rng=0), np.ones((4, 1, 1))
+    with no_grad():
+        np.testing.assert_array_equal(reads(conv, x), np.eye(3, 4) + np.eye(3, 4, 1))
+
+
+def test_reads_gives_a_function_float32_or_a_tensor_in_its_own_dtype():
+    x = np.ones((4, 1, 1))
+    for dtype, a in ((np.float32, x), (np.float32, x.astype(int)), (np.float64, Tensor(x))):
+        layer = nn.RNN(1, 2, dtype=dtype, rng=0)
+        np.testing.assert_array_equal(reads(lambda v, f=layer: f(v)[0], a), np.tri(4))
+        np.testing.assert_array_equal(reads(layer, a), np.tri(4))
+
+
+def test_reads_of_a_batch_first_layer_is_refused_unless_it_is_one_sequence():
+    layer = nn.RNN(1, 2, batch_first=True, rng=0)
+    for f, name in ((layer, "RNN"), (nn.Readout(layer, 1, rng=0), "layer")):
+        with pytest.raises(ShapeError, match=f"reads: {name} has batch_first=True, so the first"):
+            reads(f, np.ones((4, 4, 1)))
+    np.testing.assert_array_equal(reads(layer, np.ones((4, 1))), np.tri(4))
+    swap = (1, 0, 2)
+    seen = reads(lambda x: layer(x.transpose(swap))[0].transpose(swap), np.ones((4, 2, 1)))
+    np.testing.assert_array_equal(seen, np.tri(4))
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
@@ -248,8 +273,18 @@ def test_reads_takes_any_function_of_a_sequence():
                                   "dilation"])  # fmt: skip
 def test_a_size_below_1_is_refused(name):
     sizes = {"in_channels": 2, "out_channels": 2, "kernel_size": 2, name: 0}
-    with pytest.raises(ValueError, match=f"Conv1d: {name}=0 must be 1 or more"):
+    with pytest.raises(ValueError, match=f"Conv1d: {name}=0 must be a whole number, 1 or more"):
         Conv1d(**sizes)
+
+
+@pytest.mark.parametrize("size", [2.5, "3", True, None])
+def test_a_size_that_is_no_whole_number_is_refused(size):
+    with pytest.raises(ValueError, match=f"Conv1d: kernel_size={size!r} must be a whole number"):
+        Conv1d(2, 3, size)
+    with pytest.raises(ValueError, match=f"Conv1d: kernel_size={size!r} must be a whole number"):
+        TDNN([2, 3], size)
+    with pytest.raises(ValueError, match=f"Conv1d: stride={size!r} must be a whole number"):
+        Conv1d(2, 3, 2, stride=size)
 
 
 def test_an_unknown_padding_or_dtype_is_refused():
@@ -274,6 +309,15 @@ def test_an_unknown_padding_or_dtype_is_refused():
 def test_a_sequence_that_does_not_fit_is_refused(layer, shape, words):
     with pytest.raises(ShapeError, match=f"{type(layer).__name__}: {words}"):
         layer(np.ones(shape))
+    with pytest.raises(ShapeError, match=f"{type(layer).__name__}: x has parts of unequal length"):
+        layer([[1.0, 2.0], [3.0]])
+    with pytest.raises(DtypeError, match=f"{type(layer).__name__}: x is <U1, not numbers"):
+        layer([["a", "b"]])
+
+
+def test_numbers_of_numpy_are_numbers():
+    net = TDNN(np.array([2, 3]), np.int64(2), dilations=np.array([2]))
+    assert net.receptive_field == 3
 
 
 def test_a_network_counts_its_whole_field_before_it_refuses():
@@ -289,6 +333,8 @@ def test_settings_of_layers_that_do_not_fit_are_refused():
         TDNN([1, 2], 3, dilations=[1, 2, 4])
     with pytest.raises(ValueError, match="TDNN: strides has 0 entries, expected 1"):
         TDNN([1, 2], 3, strides=[])
+    with pytest.raises(ValueError, match="TDNN: sizes=5 must be D and the features of one"):
+        TDNN(5, 3)
     with pytest.raises(ValueError, match=r"TDNN: sizes=\[1\] must be D and the features of one"):
         TDNN([1], 3)
     with pytest.raises(ValueError, match="TDNN: activation is one of tanh, relu, identity or a"):
@@ -300,3 +346,20 @@ def test_reads_says_what_it_cannot_read():
         reads(lambda x: x.numpy(), np.ones((3, 1)))
     with pytest.raises(ShapeError, match="reads: f returned a scalar"):
         reads(lambda x: x.sum(), np.ones((3, 1)))
+    with pytest.raises(ShapeError, match="reads: x is a scalar"):
+        reads(lambda x: x, 3.0)
+
+
+def test_reads_of_a_result_says_what_was_not_recorded():
+    a, conv = np.ones((3, 1, 1), np.float32), Conv1d(1, 1, 2, rng=0)
+    with pytest.raises(TypeError, match="reads: x is a ndarray: with y, pass the Tensor x"):
+        reads(conv(a), a)
+    x = Tensor(a)
+    with pytest.raises(GraphError, match="reads: x requires no gradient"):
+        reads(conv(x), x)
+    x = Tensor(a, requires_grad=True)
+    with no_grad():
+        y = conv(x)
+    with pytest.raises(GraphError, match="reads: y was not recorded"):
+        reads(y, x)
+    assert reads(conv(x), x).sum() == 4

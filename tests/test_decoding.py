@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinygrad_rnn import Tensor
 from tinygrad_rnn.errors import DtypeError, NonFiniteError, ShapeError
 from tinygrad_rnn.functional import log_softmax
-from tinygrad_rnn.nn import GRU, Embedding, Linear
+from tinygrad_rnn.nn import GRU, Embedding, Linear, decoding
 from tinygrad_rnn.nn.decoding import beam, greedy, sample
 
 from .test_errors_nn import says
@@ -179,6 +180,56 @@ def test_many_candidates_are_ranked_as_few_are():
     assert best.ids.tolist() == [int(tree.logits[0, 0].argmax())]
 
 
+@pytest.mark.parametrize("V", [300, 3000])  # few candidates, and more than 4096
+def test_of_equal_candidates_the_first_win_however_many_there_are(V):
+    def step(ids, state):
+        logits = np.zeros((len(ids), V))
+        logits[ids > 5] = 50.0, *[-50.0] * (V - 1)  # a sure step, but not from the first symbols
+        return logits, state
+
+    for width in (1, 2, 5):
+        [best] = beam(step, [0], max_length=2, width=width)
+        assert best.ids.tolist() == [0, 0]
+    scores = np.random.default_rng(0).integers(0, 3, (4, 5000)) * 1.0
+    scores[3] = -np.inf
+    want = np.argsort(-scores, axis=1, kind="stable")[:, :7]
+    np.testing.assert_array_equal(decoding._largest(scores, 7), want)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_follows_an_end_or_cannot_be_does_not_matter(value):
+    """Row 0 ends at once and its logits break; a beam also drops what has no probability."""
+
+    def step(ids, state):
+        [at] = state
+        logits = np.log([[0.2, 0.7, 0.1]] * len(ids))
+        logits[at == 0] = 0.0, -9.0, 9.0
+        logits[(at == 0) & (ids == 2)] = value
+        return logits, state
+
+    given = {"eos": 2, "max_length": 4}
+    state = (np.arange(2),)
+    for found in (
+        greedy(step, [0, 0], state, **given),
+        sample(step, [0, 0], state, rng=0, temperature=0.01, **given),
+        beam(step, [0, 0], state, width=2, state_axis=0, **given),
+    ):
+        assert [h.ids.tolist() for h in found] == [[], [1, 1, 1, 1]]
+        assert np.isfinite([h.log_prob for h in found]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_of_a_beam_without_probability_may_hold_anything(value):
+    def step(ids, state):
+        logits = np.full((len(ids), 3), -np.inf)
+        logits[ids == 0, 1] = logits[ids == 1, 0] = 0.0  # one way alone
+        logits[ids == 2] = value  # where it never leads
+        return logits, state
+
+    [best] = beam(step, [0], max_length=3, width=3)
+    assert (best.ids.tolist(), best.log_prob) == ([1, 0, 1], 0.0)
+
+
 def test_a_language_model_is_decoded_as_it_is():
     V, embed = 5, Embedding(5, 4, rng=0)
     layer, read = GRU(4, 6, 2, rng=1), Linear(6, 5, rng=2)
@@ -274,6 +325,7 @@ def test_what_cuts_nothing_changes_nothing_and_what_leaves_one_is_greedy(given, 
     assert best == ids(sample, rng=seed, top_k=1)
     assert best == ids(sample, rng=seed, nucleus=1e-9)
     assert best == ids(sample, rng=seed, temperature=1e-9)
+    assert best == ids(sample, rng=seed, temperature=1e-310)
 
 
 def test_samples_differ_by_seed_and_carry_the_log_probability_of_the_model():
@@ -293,9 +345,9 @@ def uniform(ids, state):
     return np.zeros((len(ids), 3)), state
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("temperature", [0, -1.0, float("inf"), float("nan"), "a"])
 def test_a_temperature_that_is_not_above_0(temperature):
-    with says(ValueError, f"sample: temperature={temperature} must be above 0"):
+    with says(ValueError, f"sample: temperature={temperature!r} must be above 0"):
         sample(uniform, [0], max_length=2, temperature=temperature)
 
 
@@ -304,6 +356,8 @@ def test_parts_that_are_no_parts():
         sample(uniform, [0], max_length=2, nucleus=0)
     with says(ValueError, "sample: nucleus=1.5 is not in (0, 1]"):
         sample(uniform, [0], max_length=2, nucleus=1.5)
+    with says(ValueError, "sample: nucleus='a' is not in (0, 1]"):
+        sample(uniform, [0], max_length=2, nucleus="a")
     with says(ValueError, "sample: top_k=0 must be a whole number, 1 or more"):
         sample(uniform, [0], max_length=2, top_k=0)
     with says(ValueError, "sample: top_k=4 is more than the 3 symbols"):
@@ -316,15 +370,15 @@ def test_a_beam_wider_than_the_vocabulary():
     assert len(beam(uniform, [0], max_length=2, width=4, exhaustive=True)) == 1
 
 
-@pytest.mark.parametrize("width", [0, -1, 2.0, None])
+@pytest.mark.parametrize("width", [0, -1, 2.0, None, "3", True])
 def test_a_beam_without_width(width):
     with says(ValueError, f"beam: width={width!r} must be a whole number, 1 or more"):
         beam(uniform, [0], max_length=2, width=width)
 
 
-@pytest.mark.parametrize("alpha", [-0.5, float("inf"), float("nan")])
+@pytest.mark.parametrize("alpha", [-0.5, float("inf"), float("nan"), "a"])
 def test_a_length_penalty_out_of_range(alpha):
-    with says(ValueError, f"beam: length_penalty={alpha} must be 0 or more"):
+    with says(ValueError, f"beam: length_penalty={alpha!r} must be 0 or more"):
         beam(uniform, [0], max_length=2, width=2, length_penalty=alpha)
 
 
@@ -337,6 +391,11 @@ def test_starts_ends_and_limits_that_do_not_fit(decode):
         decode(uniform, [0], max_length=0)
     with says(ValueError, "eos=3 is not in 0..2"):
         decode(uniform, [0], max_length=2, eos=3)
+    for eos in ("x", 1.5):
+        with says(ValueError, f"eos={eos!r} is not in 0..2"):
+            decode(uniform, [0], max_length=2, eos=eos)
+    with says(ValueError, "max_length=2.5 must be a whole number, 1 or more"):
+        decode(uniform, [0], max_length=2.5)
     with says(ShapeError, "start has shape (), expected (N,)"):
         decode(uniform, 0, max_length=2)
     with says(ShapeError, "start has shape (0,), expected (N,)"):
@@ -349,6 +408,29 @@ def test_starts_ends_and_limits_that_do_not_fit(decode):
 def test_steps_that_return_no_logits(decode):
     with says(ShapeError, "step returned logits (3,) for", "expected ("):
         decode(lambda ids, state: (np.zeros(3), state), [0], max_length=2)
+    with says(TypeError, "step returned ndarray, expected a pair (logits, state)"):
+        decode(lambda ids, state: np.zeros((len(ids), 3)), [0, 1], max_length=2)
     for row in ([0.0, np.nan, 0.0], [0.0, np.inf, 0.0], [-np.inf] * 3):
         with says(NonFiniteError, f"largest logit of row 0, step t=1, is {np.max(row)}"):
             decode(lambda ids, state, a=row: (np.array([a] * len(ids)), state), [0], max_length=2)
+
+
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [
+        ([np.zeros((1, 2))], "list"),
+        ({"h": np.zeros((1, 2))}, "dict"),
+        ((np.zeros((1, 2)), None), "NoneType"),
+        (np.zeros((1, 3)), (1, 3)),
+        ((np.zeros((1, 2)), Tensor(np.zeros((2, 1)))), (2, 1)),
+        (Tensor(np.zeros(2)), (2,)),
+    ],
+)
+def test_states_that_a_beam_cannot_follow(state, found):
+    text = f"the state has {found}, expected arrays or Tensors, in tuples, with 2 rows on their"
+    with says(ShapeError, text, "state_axis=1"):
+        beam(uniform, [0, 0], state, max_length=2, width=2)
+    with says(ShapeError, "the state has ", "state_axis=-3"):
+        beam(uniform, [0, 0], state, max_length=2, width=2, state_axis=-3)
+    with says(ShapeError, "the state has ", "with 4 rows on their axis state_axis=1"):
+        beam(lambda ids, _: (np.zeros((len(ids), 3)), state), [0, 0], max_length=2, width=2)

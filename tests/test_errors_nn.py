@@ -200,9 +200,9 @@ def test_dropout_out_of_range(p):
 
 
 def test_sizes_and_settings_of_cells():
-    with says(ValueError, "GRUCell: input_size=-1 must be 0 or more, hidden_size=4"):
+    with says(ValueError, "GRUCell: input_size=-1 must be a whole number, 0 or more"):
         nn.GRUCell(-1, H)
-    with says(ValueError, "RNNCell: input_size=3 must be 0 or more, hidden_size=0 1 or more"):
+    with says(ValueError, "RNNCell: hidden_size=0 must be a whole number, 1 or more"):
         RNNCell(D, 0)
     with says(ValueError, "LSTM: num_layers=0 must be 1 or more"):
         LSTM(D, H, 0)
@@ -281,6 +281,9 @@ def test_a_mask_of_a_wrong_shape():
         functional.cross_entropy(zeros(2, 5), [0, 1], mask=[True, True, False])
     with says(ShapeError, "mask (2, 1) does not fit logits (2, 4, 5)"):
         functional.cross_entropy(zeros(2, 4, 5), np.zeros((2, 4), int), mask=[[True], [False]])
+    for mask in ((3,), (2, 3), (2, 4, 5, 1), (1,)):
+        with says(ShapeError, f"mse_loss: mask {mask} does not fit prediction (2, 4, 5): expected"):
+            functional.mse_loss(zeros(2, 4, 5), zeros(2, 4, 5), mask=np.ones(mask, bool))
 
 
 def test_reductions_and_classes_of_a_loss():

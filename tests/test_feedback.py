@@ -209,6 +209,21 @@ def test_a_learned_state_may_be_that_of_the_cell_inside_or_of_the_whole():
         assert {k for k, g in zip(learned, got, strict=True) if g.any()} == names - {"y0"}
 
 
+def test_a_cell_fed_back_twice_learns_a_row_for_each_part():
+    inner = FeedbackCell(RNNCell(2 * V, H, dtype="f8", rng=0), Linear(H, V, dtype="f8", rng=1))
+    cell = FeedbackCell(inner)  # the state is ((h, y), y)
+    cell.learn_state()
+    names = [name for name in cell.state_dict() if "." not in name]
+    assert names == ["s0_0", "s1_0", "s2_0"]
+    randomise(cell, seed=4)
+    p = cell.state_dict()
+    (h, y), last = cell.first_state(N)
+    for name, part in zip(names, (h, y, last), strict=True):
+        np.testing.assert_array_equal(part.data, [p[name]] * N)
+    loss = weighted(Recurrent(cell)(None, steps=3)[0])
+    assert all(g.any() for g in grad(loss, [getattr(cell, name) for name in names]))
+
+
 def test_recurrent_dropout_is_that_of_the_cell_inside():
     layer = Recurrent(build(LSTMCell), recurrent_dropout=0.5, rng=0)
     p = layer.L0["fwd"].state_dict()
@@ -278,6 +293,16 @@ def test_it_keeps_the_type_of_its_cell():
             lambda: FeedbackCell(RNNCell(2, H), Linear(H, V)),
             ShapeError,
             "3 features are fed back, but RNNCell takes input_size=2",
+        ),
+        (
+            lambda: FeedbackCell(RNNCell(V, H), 3),
+            TypeError,
+            "FeedbackCell: readout is int, expected a layer or a function",
+        ),
+        (
+            lambda: FeedbackCell(RNNCell(V, H), feed="softmax"),
+            TypeError,
+            "FeedbackCell: feed is str, expected a layer or a function",
         ),
         (
             lambda: FeedbackCell(RNNCell(V, H), Linear(H + 1, V)),

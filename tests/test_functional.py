@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygrad_rnn import Tensor, functional, grad, ops
-from tinygrad_rnn.functional import cross_entropy
+from tinygrad_rnn.functional import cross_entropy, mse_loss
+from tinygrad_rnn.testing import check_grad
 
 from .test_cells import check_gradients, weighted
 
@@ -185,6 +186,47 @@ def test_mse_loss():
     np.testing.assert_allclose(grad(functional.mse_loss(p, t), p), 2 * (p.data - 1) / 6)
 
 
+@pytest.mark.parametrize("axes", [0, 1, 2, 3])
+def test_a_mask_of_leading_axes_says_what_a_squared_error_counts(axes):
+    p, t = leaf(3, 2, 4), leaf(3, 2, 4, seed=1)
+    mask = np.random.default_rng(2).random((3, 2, 4)[:axes]) < 0.5
+    if axes:
+        mask.flat[:2] = True, False
+    counts = np.broadcast_to(mask.reshape(mask.shape + (1,) * (3 - axes)), (3, 2, 4))
+    n, each = counts.sum(), (p.data - t.data) ** 2 * counts
+    for reduction, want, weight in (
+        ("none", each, 1), ("sum", each.sum(), 1), ("mean", each.sum() / max(n, 1), max(n, 1))
+    ):  # fmt: skip
+        loss = mse_loss(p, t, reduction=reduction, mask=mask)
+        np.testing.assert_allclose(loss.data, want, rtol=1e-14)
+        g = 2 * (p.data - t.data) * counts / weight
+        found = grad(loss, [p, t], np.ones(loss.shape))
+        np.testing.assert_allclose(found, [g, -g], rtol=1e-14)
+    check_grad(lambda p, t: mse_loss(p, t, mask=mask), p.data, t.data, order=2)
+
+
+def test_what_a_mask_leaves_out_may_be_anything():
+    """NaN and infinity in prediction or target: neither the loss nor a gradient sees them."""
+    mask = np.array([[True, False], [False, True], [True, True]])
+    clean, clean_t = leaf(3, 2, 2), leaf(3, 2, 2, seed=1)
+    want = mse_loss(clean, clean_t, mask=mask)
+    for bad in (np.nan, np.inf, 1e300):
+        p, t = [Tensor(a.data.copy(), requires_grad=True) for a in (clean, clean_t)]
+        p.data[0, 1], t.data[0, 1, 0], t.data[1, 0] = bad, -bad, bad
+        loss = mse_loss(p, t, mask=mask)
+        assert loss.item() == want.item()
+        np.testing.assert_array_equal(grad(loss, [p, t]), grad(want, [clean, clean_t]))
+        assert float(mse_loss(p.data, t.data, mask=mask)) == want.item()
+
+
+def test_a_mask_keeps_the_type_and_counts_all_where_it_is_all_true():
+    p, t = Tensor(np.ones((2, 3), np.float32), requires_grad=True), np.zeros((2, 3))
+    loss = mse_loss(p, t, mask=np.ones(2, bool))
+    assert loss.dtype == np.float32
+    assert loss.item() == mse_loss(p, t).item() == 1
+    assert mse_loss(np.float32([1, 3]), [0.0, 0.0], mask=[1, 0]).dtype == np.float32
+
+
 # --- cross entropy ---
 
 
@@ -269,6 +311,18 @@ def test_a_masked_target_may_be_anything():
     loss = cross_entropy(o, [0, 99], mask=[True, False])
     np.testing.assert_allclose(loss.data, cross_entropy(o[:1], [0]).data, rtol=1e-15)
     assert not grad(loss, o)[1].any()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("loss", [cross_entropy, mse_loss])
+def test_no_step_that_counts_gives_0_and_no_gradient(loss, reduction):
+    for bad in (1.0, np.nan):
+        x = Tensor(np.full((4, 2, 3), bad), requires_grad=True)
+        target = np.zeros((4, 2), int) if loss is cross_entropy else np.full((4, 2, 3), bad)
+        y = loss(x, target, reduction=reduction, mask=np.zeros((4, 2), bool))
+        assert not y.data.any()
+        g = grad(y, x, np.ones(y.shape))
+        np.testing.assert_array_equal(g, np.zeros((4, 2, 3)))
 
 
 def test_the_mean_over_no_step_is_0():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tinygrad_rnn import Module, Parameter, Tensor, nn, no_grad
 from tinygrad_rnn.errors import DtypeError, StateError
+from tinygrad_rnn.module import evaluating
 from tinygrad_rnn.scope import scope
 
 
@@ -191,6 +192,20 @@ def test_train_and_eval_reach_every_module_and_return_the_model():
     assert (dropout(x).data == 0).any()
     model.eval()
     assert dropout(x) is x
+
+
+def test_evaluating_gives_every_module_its_own_mode_back_also_after_an_error():
+    model = Model()
+    model.last.eval()
+    before = [m.training for _, m in model.named_modules()]
+    assert set(before) == {True, False}
+    with evaluating(model):
+        assert not any(m.training for _, m in model.named_modules())
+        model.first.train()  # what happens inside stays inside
+    assert [m.training for _, m in model.named_modules()] == before
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        raise ZeroDivisionError
+    assert [m.training for _, m in model.named_modules()] == before
 
 
 def test_zero_grad_forgets_every_gradient():
@@ -428,11 +443,11 @@ def test_dropout_reads_what_the_other_layers_read():
         (lambda: nn.Linear(3, 4, dtype=int), DtypeError, "^Linear: .* got int64"),
         (lambda: nn.Embedding(3, 4, dtype=int), DtypeError, "^Embedding: .* got int64"),
         (lambda: nn.LayerNorm(3, dtype=int), DtypeError, "^LayerNorm: .* got int64"),
-        (lambda: nn.Linear(-1, 3), ValueError, "^Linear: in_features=-1 must be 1 or more"),
-        (lambda: nn.Linear(3, 0), ValueError, "^Linear: out_features=0 must be 1 or more"),
-        (lambda: nn.Embedding(0, 3), ValueError, "^Embedding: num_embeddings=0 must be 1"),
-        (lambda: nn.Embedding(3, 0), ValueError, "^Embedding: embedding_dim=0 must be 1"),
-        (lambda: nn.LayerNorm(0), ValueError, "^LayerNorm: size=0 must be 1 or more"),
+        (lambda: nn.Linear(-1, 3), ValueError, "^Linear: in_features=-1 must be a whole"),
+        (lambda: nn.Linear(3, 0), ValueError, "^Linear: out_features=0 must be a whole"),
+        (lambda: nn.Embedding(0, 3), ValueError, "^Embedding: num_embeddings=0 must be a whole"),
+        (lambda: nn.Embedding(3, 0), ValueError, "^Embedding: embedding_dim=0 must be a whole"),
+        (lambda: nn.LayerNorm(0), ValueError, "^LayerNorm: size=0 must be a whole"),
     ],
 )  # fmt: skip
 def test_a_layer_that_cannot_be_made_names_itself_and_the_argument(make, kind, text):

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from tinygrad_rnn import Tensor, data, grad, nn, optim, train
+from tinygrad_rnn import Tensor, data, grad, nn, no_grad, optim, train
 from tinygrad_rnn.errors import DtypeError, ShapeError
 from tinygrad_rnn.functional import cross_entropy
 from tinygrad_rnn.nn.attention import BahdanauAttention, LuongAttention
@@ -81,6 +81,32 @@ def test_gradients_of_attention(kind, lengths):
     check_module(attention, *given_to(attention), lengths=lengths)
 
 
+@kinds
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_not_even_a_nan_in_a_step_that_does_not_count_matters(kind, value):
+    attention, found = attentions()[kind], []
+    query, keys = given_to(attention)
+    mask = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]], bool)  # of the third: none
+    for odd in (0.0, value):
+        x = Tensor(np.where(mask[:, :, None], keys, odd), requires_grad=True)
+        context, weights = attention(query, x, mask=mask)
+        loss = (context * context).sum() + (weights * weights).sum()
+        found.append([context.data, weights.data, *grad(loss, [x, *attention.parameters()])])
+    for want, got in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert found[1][2][mask].any()
+    assert not found[1][2][~mask].any()
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float16, 100), (np.float32, 1e33)])
+def test_weights_sum_to_1_however_low_the_scores_of_the_valid_steps_are(dtype, scale):
+    attention = LuongAttention(1, score="dot", dtype=dtype)
+    query, keys = dtype([[-scale]]), dtype([[[1]], [[1]], [[0]]])
+    context, weights = attention(query, keys, lengths=[2])
+    np.testing.assert_array_equal(weights.data, [[0.5, 0.5, 0]])
+    np.testing.assert_array_equal(context.data, [[1]])
+
+
 def test_attention_says_what_does_not_fit():
     attention = BahdanauAttention(H, K, rng=0)
     query, keys = given_to(attention)
@@ -104,10 +130,22 @@ def test_attention_says_what_does_not_fit():
         LuongAttention(2, 3, score="dot")
     with says(ValueError, 'score is "general" or "dot", got \'concat\''):
         LuongAttention(2, score="concat")
-    with says(ValueError, "query_size=0 and key_size=3 must be 1 or more"):
+    with says(ValueError, "LuongAttention: query_size=0 must be a whole number, 1 or more"):
         LuongAttention(0, 3)
-    with says(ValueError, "attention_size=0 must be 1 or more"):
+    with says(ValueError, "attention_size=0 must be a whole number, 1 or more"):
         BahdanauAttention(2, 3, 0)
+    for wrong in (np.zeros((0, N, K)), np.zeros((T, 0, K))):
+        for attend in attentions().values():
+            with says(ShapeError, f"keys have shape {wrong.shape}, expected (T, N, 3), T and N 1"):
+                attend(query, wrong)
+    with says(TypeError, "query is a tuple: a recurrent layer returns (out, state); pass on out"):
+        attention((Tensor(query), Tensor(query)), keys)
+    with says(DtypeError, "BahdanauAttention: keys is <U3, not numbers"):
+        attention(query, "abc")
+    with says(ShapeError, "BahdanauAttention: keys has parts of unequal length"):
+        attention(query, [[[1.0]], [[1.0, 2.0]]])
+    with says(ValueError, "LuongAttention: query_size=2.5 must be a whole number, 1 or more"):
+        LuongAttention(2.5)
 
 
 # --- the encoder-decoder ---------------------------------------------------------------------
@@ -124,8 +162,7 @@ def build(attention=None, layer=nn.LSTM, seed=0, **settings):
     settings = {"go": GO, "eos": EOS, "embedding_size": 2, "dtype": np.float64} | settings
     model = EncoderDecoder(V_S, V_T, 3, layer=layer, attention=attention, rng=seed, **settings)
     randomise(model, seed)
-    if hasattr(model, "passes"):
-        model.passes.data = np.zeros((), model.passes.dtype)
+    model.passes.data = np.zeros((), model.passes.dtype)
     return model
 
 
@@ -255,6 +292,35 @@ def test_without_teacher_forcing_the_model_reads_what_it_found_most_probable(att
     np.testing.assert_allclose(forced.data, free, rtol=1e-12)
 
 
+def test_free_running_never_reads_go_which_no_answer_holds():
+    model = build(teacher_forcing=0.0, max_length=9)
+    model.linear.b.data[[GO, 4]] = 200.0, 100.0  # <go> is the most probable, then 4
+    read, embed = [], model.target_embedding.forward
+    model.target_embedding.forward = lambda ids: read.append(ids) or embed(ids)
+    logits = model(SOURCES, np.full((3, 3), 2))
+    np.testing.assert_array_equal(np.concatenate(read)[1:], 4)
+    assert np.isfinite(logits.data).all()  # what is asked is as it was
+
+
+def test_only_passes_that_train_count():
+    model = build(teacher_forcing=lambda passes: 0.5)
+    with no_grad():
+        model(SOURCES, TARGETS)
+    assert model.passes.item() == 0
+    model(SOURCES, TARGETS)
+    assert model.passes.item() == 1
+
+
+def test_a_model_trained_with_a_schedule_is_loaded_without_one_and_the_reverse(tmp_path):
+    with_one, without = build(teacher_forcing=lambda passes: 0.5), build(seed=1)
+    with_one(SOURCES, TARGETS)
+    without.load_state_dict(with_one.state_dict())
+    want = with_one.eval()(SOURCES, TARGETS).data
+    np.testing.assert_array_equal(without(SOURCES, TARGETS).data, want)
+    without.save(tmp_path / "model.npz")
+    assert with_one.load(tmp_path / "model.npz").passes.item() == 1
+
+
 def test_each_symbol_is_forced_with_the_probability_of_the_schedule():
     seen, read = [], []
 
@@ -375,10 +441,11 @@ def test_an_answer_records_nothing_and_float32_stays_float32():
     loss = model.loss(SOURCES, [[2], [3], [4]])
     assert loss.dtype == np.float32
     loss.backward()
-    before = {name: p.grad.copy() for name, p in model.named_parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.grad.copy() for p in trained]
     model.beam(SOURCES, 2)
-    for name, p in model.named_parameters():
-        np.testing.assert_array_equal(p.grad, before[name])
+    for p, g in zip(trained, before, strict=True):
+        np.testing.assert_array_equal(p.grad, g)
 
 
 # --- misuse ----------------------------------------------------------------------------------
@@ -391,11 +458,16 @@ def test_symbols_that_cannot_start_or_end():
         for symbol in (-1, V_T):
             with says(ValueError, f"{name}={symbol} is not in 0..4, the target vocabulary"):
                 EncoderDecoder(V_S, V_T, 3, **{name: symbol})
+    for symbol in (1.5, True, "<go>"):
+        with says(ValueError, f"go={symbol!r} is not in 0..4, the target vocabulary"):
+            EncoderDecoder(V_S, V_T, 3, go=symbol)
+    with says(ValueError, "eos=2.5 is not in 0..4, the target vocabulary"):
+        EncoderDecoder(V_S, V_T, 3, eos=2.5)
     with says(ValueError, "go and eos are both 2"):
         EncoderDecoder(V_S, V_T, 3, go=2, eos=2)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.5, float("nan"), "always"])
+@pytest.mark.parametrize("p", [-0.1, 1.5, float("nan"), "always", True])
 def test_a_probability_of_teacher_forcing_out_of_range(p):
     with says(ValueError, f"EncoderDecoder: teacher_forcing={p!r} is not in [0, 1]"):
         build(teacher_forcing=p)
@@ -405,14 +477,21 @@ def test_a_probability_of_teacher_forcing_out_of_range(p):
 
 
 def test_sizes_and_kinds_that_do_not_exist():
-    with says(ValueError, "EncoderDecoder: target_size=0 must be 1 or more"):
+    with says(ValueError, "EncoderDecoder: target_size=0 must be a whole number, 1 or more"):
         EncoderDecoder(V_S, 0, 3)
-    with says(ValueError, "max_length=0 must be 1 or more"):
+    with says(ValueError, "max_length=0 must be a whole number, 1 or more"):
         build(max_length=0)
     with says(ValueError, "attention is None, 'bahdanau' or 'luong', got 'dot'"):
         build("dot")
+    with says(ValueError, "attention is None, 'bahdanau' or 'luong', got ['luong']"):
+        build(["luong"])
     with says(DtypeError, "EncoderDecoder: parameters need a floating type, got int64"):
         build(dtype=np.int64)
+    with says(ValueError, "EncoderDecoder: hidden_size=8.5 must be a whole number, 1 or more"):
+        EncoderDecoder(V_S, V_T, 8.5)
+    for name in ("embedding_size", "num_layers", "max_length"):
+        with says(ValueError, f"EncoderDecoder: {name}=2.5 must be a whole number, 1 or more"):
+            build(**{name: 2.5})
 
 
 def test_layers_that_cannot_decode():
@@ -420,6 +499,15 @@ def test_layers_that_cannot_decode():
         build(layer=lambda D, H, layers, **settings: nn.Linear(D, H, **settings))
     with says(ValueError, "layer made one of two directions: a decoder cannot read backwards"):
         build(layer=functools.partial(nn.LSTM, bidirectional=True))
+    with says(ValueError, "layer made one with batch_first=True, expected (T, N, D)"):
+        build(layer=functools.partial(nn.LSTM, batch_first=True))
+    with says(ValueError, "layer made one of size 4, expected hidden_size=3"):
+        build(layer=lambda D, H, layers, **settings: nn.GRU(D, H + 1, layers, **settings))
+    with says(TypeError, "EncoderDecoder: layer='lstm': pass what makes one, as nn.LSTM"):
+        build(layer="lstm")
+    pair = iter([nn.GRU, functools.partial(nn.GRU, batch_first=True)])
+    with says(ValueError, "layer made one with batch_first=True"):
+        build(layer=lambda *sizes, **settings: next(pair)(*sizes, **settings))
 
 
 def test_a_beam_wider_than_the_vocabulary():
@@ -430,6 +518,8 @@ def test_a_beam_wider_than_the_vocabulary():
             build(attention).beam(SOURCES, 0)
         with says(ValueError, "beam: width=2.5 must be a whole number"):
             build(attention).beam(SOURCES, 2.5)
+        with says(ValueError, "beam: width='3' must be a whole number"):
+            build(attention).beam(SOURCES, "3")
 
 
 def test_targets_that_are_too_long_empty_or_hold_go_or_eos():
@@ -488,6 +578,41 @@ def test_ids_and_lengths_that_do_not_fit(which):
         call([[2], [2]], [1, 1])
     with says(ShapeError, "sources, but", "targets"):
         call([[2, 2]])
+    with says(ShapeError, f"EncoderDecoder: {which}: sequence 0 is a single value"):
+        call([3, 4, 5])
+    with says(ShapeError, f"EncoderDecoder: {which}: 2 sequences without a step"):
+        call([[], []])
+    with says(ShapeError, f"EncoderDecoder: {which}: 0 sequences without a step"):
+        call([])
+
+
+@reads
+def test_ids_and_lengths_may_be_unsigned(attention):
+    model = build(attention, teacher_forcing=lambda passes: 0.5)
+    (source, lengths), (target, ends) = data.pad(SOURCES), data.pad(TARGETS)
+    found = []
+    for kind in (np.int64, np.uint64, np.uint8):
+        model.rng = np.random.default_rng(0)
+        given = {"source_lengths": lengths.astype(kind), "target_lengths": ends.astype(kind)}
+        found.append(model(source.astype(kind), target.astype(kind), **given).data)
+        answers = model.beam(source.astype(kind), 2, source_lengths=lengths.astype(kind))
+        assert [a.tolist() for a in answers] == [a.tolist() for a in model.beam(SOURCES, 2)]
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+def test_batches_of_lists_are_weighed_by_their_symbols_as_the_loss_says():
+    assert "items=lambda batch: sum(len(target) + 1 for target in batch[1])" in (
+        EncoderDecoder.loss.__doc__
+    )
+    model = build().eval()
+    batches = [(SOURCES[:1], TARGETS[:1]), (SOURCES[1:], [[4, 2, 0, 2, 4], [0]])]
+    found = train.evaluate(
+        model, batches, lambda m, batch, state: (m.loss(*batch), None),
+        items=lambda batch: sum(len(target) + 1 for target in batch[1]),
+    )  # fmt: skip
+    total = sum(model.loss(*batch, reduction="sum").item() for batch in batches)
+    np.testing.assert_allclose(found, total / (3 + 6 + 2), rtol=1e-12)
 
 
 def test_an_alignment_without_attention():

@@ -381,10 +381,16 @@ def test_gates_that_do_not_fit_the_step_are_refused():
 
 @cells
 def test_sizes_and_dtypes_that_cannot_be_are_refused(cls):
-    with pytest.raises(ValueError, match=rf"{cls.__name__}: input_size=-1 must be 0 or more"):
+    with pytest.raises(
+        ValueError, match=rf"{cls.__name__}: input_size=-1 must be a whole number, 0"
+    ):
         cls(-1, 3)
-    with pytest.raises(ValueError, match="hidden_size=0 1 or more"):
+    with pytest.raises(ValueError, match="hidden_size=0 must be a whole number, 1 or more"):
         cls(2, 0)
+    with pytest.raises(ValueError, match=f"{cls.__name__}: hidden_size=3.5 must be a whole"):
+        cls(2, 3.5)
+    with pytest.raises(ValueError, match=f"{cls.__name__}: input_size=True must be a whole"):
+        cls(True, 3)
     with pytest.raises(TypeError, match=f"{cls.__name__}: parameters need a floating type"):
         cls(2, 3, dtype=int)
 
@@ -392,3 +398,6 @@ def test_sizes_and_dtypes_that_cannot_be_are_refused(cls):
 def test_a_layer_norm_needs_a_positive_eps():
     with pytest.raises(ValueError, match="LayerNormLSTMCell: eps=0 must be more than 0"):
         LayerNormLSTMCell(2, 3, eps=0)
+    for eps in (float("nan"), float("inf"), "a"):
+        with pytest.raises(ValueError, match=f"eps={eps!r} must be more than 0, and finite"):
+            LayerNormLSTMCell(2, 3, eps=eps)

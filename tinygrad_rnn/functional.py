@@ -220,26 +220,55 @@ def embedding(ids: Any, table: Any) -> Any:
     return ops.take(table, _ids(ids, table.shape[0], "embedding"))
 
 
-def mse_loss(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
-    """Squared error, (prediction - target)^2: its mean over all elements, or their sum.
+def mse_loss(prediction: Any, target: Any, *, reduction: str = "mean", mask: Any = None) -> Any:
+    """Squared error, (prediction - target)^2: its mean over the elements that count, or their sum.
+
+    Parameters
+    ----------
+    prediction : Tensor or array of any shape
+    target : array of the same shape
+    reduction : {"mean", "sum", "none"}
+        The mean over the elements that count, 0 if none does; their sum; or each by itself.
+    mask : array of bool, optional
+        What counts: of the shape of the leading axes, as (T, N) for (T, N, D).  Whatever is
+        masked, a NaN too, changes neither the loss nor a gradient.
 
     Raises
     ------
     ShapeError
         If the two have different shapes: broadcasting would compare everything with everything.
+        If the shape of the mask is not that of leading axes.
 
     Examples
     --------
     >>> float(mse_loss(np.array([1.0, 3.0]), np.array([1.0, 1.0])))
     2.0
+    >>> float(mse_loss(np.array([1.0, 3.0]), np.array([1.0, 1.0]), mask=[True, False]))
+    0.0
     """
     if np.shape(prediction) != np.shape(target):
         raise ShapeError(
             f"mse_loss: prediction {np.shape(prediction)} and target {np.shape(target)} "
             f"differ in shape"
         )
-    d = prediction - _target(target, prediction.dtype)
-    return _reduced(d * d, np.size(prediction), reduction, "mse_loss")
+    target = _target(target, prediction.dtype)
+    count = np.size(prediction)
+    if mask is not None:
+        counts = np.asarray(mask, bool)
+        shape = np.shape(prediction)
+        if counts.shape != shape[: counts.ndim]:
+            raise ShapeError(
+                f"mse_loss: mask {counts.shape} does not fit prediction {shape}: expected the "
+                f"shape of its leading axes"
+            )
+        counts = np.broadcast_to(
+            counts.reshape(counts.shape + (1,) * (len(shape) - counts.ndim)), shape
+        )
+        count = int(counts.sum())
+        prediction = ops.where(counts, prediction, 0.0)  # before it meets the other: NaN * 0 is NaN
+        target = ops.where(counts, target, 0.0)
+    d = prediction - target
+    return _reduced(d * d, count, reduction, "mse_loss")
 
 
 def cross_entropy(

@@ -154,6 +154,13 @@ def at(place: Place | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def masked(mask: Mask | None) -> Iterator[None]:
+    """Let the cells inside drop of h(t-1) what `mask` says; None drops nothing."""
+    with _set("mask", mask):
+        yield
+
+
 def mark(**values: Any) -> None:
     """Name the values of a step: what drawings, traces, errors and worked solutions call them.
 

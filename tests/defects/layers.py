@@ -8,7 +8,8 @@ from tinygrad_rnn.nn.stacked import _Stacked
 
 from .planting import Defect, edit, patched
 
-MASKED = "y, new = choose(inside, y, 0.0), keep_past_end(inside, new, state)"
+ENDED = "new = keep_past_end(Tensor(inside[:, None]), new, state)"
+SHOWN = "out = ops.where(inside.reshape(inside.shape + (1,) * (out.ndim - 2)), out, 0.0)"
 STEP = "result = cell.step(inputs[t], state)"
 KEPT = "outputs[t], state = y, new"
 VALID = "x = ops.where(valid[:, :, None], x, 0.0)  # not even a NaN beyond the end matters"
@@ -80,19 +81,21 @@ DEFECTS = [
         "padding in the output",
         "the output goes on past the end of its sequence",
         "lengths",
-        *unroll((MASKED, "new = keep_past_end(inside, new, state)")),
+        Recurrent,
+        "_join",
+        (SHOWN, "pass"),
     ),
     _row(
         "state runs past the end",
         "the last state is that of step T, not of the last valid one",
         "lengths",
-        *unroll((MASKED, "y = choose(inside, y, 0.0)")),
+        *unroll((ENDED, "pass")),
     ),
     _row(
         "reverse starts at T",
         "the reverse direction runs over the padding first",
         "lengths, two directions",
-        *unroll((MASKED, f"{MASKED}\n            new = result[1] if place[2] == 'rev' else new")),
+        *unroll((ENDED, f"{ENDED}\n            new = result[1] if place[2] == 'rev' else new")),
     ),
     _row(
         "length off by one",

@@ -153,7 +153,7 @@ def padding_read(m):
 
 
 def state_goes_on_past_the_end(m):
-    edit(m, Layer, "_unroll", "keep_past_end(inside, new, state)", "new")
+    edit(m, Layer, "_unroll", "keep_past_end(Tensor(inside[:, None]), new, state)", "new")
 
 
 def reverse_runs_forward(m):
@@ -170,7 +170,7 @@ def upper_layer_cut_off(m):
 
 
 def batch_first_turned_back_wrongly(m):
-    edit(m, Layer, "_join", "axis=1 if self.batch_first else 0", "axis=0")
+    edit(m, Layer, "_join", "axis = 1 if", "axis = 0 if")
 
 
 def cell_edit(cell, old, new):

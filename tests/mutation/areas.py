@@ -18,15 +18,33 @@ AREAS = {
         "graph": ["nodes", "reach"],
         "tensor": ["Tensor.backward"],
     },
-    "cells": {"nn.cells": ["*.step", "Cell.affine", "*.initial_state", "_same"]},
+    "cells": {
+        "nn.cells": [
+            "*.step", "Cell.affine", "*.initial_state", "_same", "Cell.first_state",
+            "Cell.learn_state", "Cell._initial_names", "Cell.dropped",
+        ],
+    },
+    "variants": {
+        "nn.variants": [
+            "*.step", "*.initial_state", "*.preactivations", "*_gate", "*.candidate", "*.squash",
+            "*.__init__",
+        ],
+    },
     "recurrent": {
         "nn.recurrent": [
-            "Recurrent.forward", "Recurrent._unroll", "Recurrent._read", "Recurrent._pad",
-            "Recurrent._batch_of_state", "Recurrent._split_state", "Recurrent._initial",
-            "Recurrent._join*", "_steps", "_stack_marks",
+            "Recurrent.forward", "Recurrent._unroll", "Recurrent._noise", "Recurrent._segment",
+            "Recurrent._merge", "Recurrent._drop", "Recurrent._split_state", "Recurrent._initial",
+            "Recurrent._join*", "_width", "_stack_marks",
+        ],
+        "nn.reading": [
+            "Input.used", "Reading._read", "Reading._pad", "Reading._batch_of_state", "cut",
         ],
         "nn.states": ["choose", "keep_past_end", "first_of", "nest", "map_state", "as_tensors"],
         "nn.stacked": ["_Stacked.*"],
+    },
+    "options": {
+        "nn.noise": ["Noise.*", "_zone_out"],
+        "nn.recompute": ["Segments.*", "_cut_off"],
     },
 }  # fmt: skip
 

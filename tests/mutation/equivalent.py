@@ -3,6 +3,7 @@
 SPEED = "how fast, not what: both ways compute the same product"
 ONE_USE = "there is one use: first and last are the same"
 ONE = "there is one, or all are alike in this: first and last are the same"
+SUM = "a sum of two does not depend on their order"
 LENGTH_1 = "the axis has length 1: first and last are the same"
 UNUSED = "the rule takes the attribute because the op has it, and does not use it"
 COPY = "own says where np.array(g) is not needed: without it there is one copy more"
@@ -88,13 +89,6 @@ EQUIVALENT = {
             "dropped statement: here.place, here.marks = (Place(call), None) -> pass": (
                 "_unroll leaves the same place and no marks behind"
             ),
-            "index: list(sides[0]) -> list(sides[-1])": (
-                "of one direction first is last; of two, the sides are concatenated"
-            ),
-            "index: inputs[0] -> inputs[-1]": "only its shape and type are read: all have the same",
-            "swapped arguments: zip(inputs, mask, strict=True) -> zip(mask, inputs, strict=True)": (
-                "a product of an array and a Tensor commutes"
-            ),
             "index: v[:, 0] if given.unbatched and v.ndim > 2 and (v.shape[1] == 1) else v"
             " -> v[:, -1] if given.unbatched and v.ndim > 2 and (v.shape[1] == 1) else v": LENGTH_1,
         },
@@ -109,15 +103,10 @@ EQUIVALENT = {
             ),
             "index: (len(valid[0]), cell.hidden_size) -> (len(valid[-1]), cell.hidden_size)": ONE,
         },
-        "_read": {
-            "constant: ops.where(valid[:, :, None], x, 0.0)"
-            " -> ops.where(valid[:, :, None], x, 1.0)": (
-                "any finite number may stand beyond the end: no output and no state sees it"
-            ),
-        },
-        "_pad": {
-            "missing copy: np.array([s.shape[0] for s in parts]) -> [s.shape[0] for s in parts]": (
-                "lengths are made an array where they are checked"
+        "_drop": {
+            "index: inputs[0] -> inputs[-1]": "only its shape and type are read: all have the same",
+            "swapped arguments: zip(inputs, mask, strict=True) -> zip(mask, inputs, strict=True)": (
+                "a product of an array and a Tensor commutes"
             ),
         },
         "_join_state": {
@@ -126,6 +115,37 @@ EQUIVALENT = {
         },
     }.items()
     for change, reason in changes.items()
+} | {
+    ("nn.reading", f"Reading.{change}"): reason
+    for change, reason in {
+        "_read: constant: ops.where(valid[:, :, None], x, 0.0)"
+        " -> ops.where(valid[:, :, None], x, 1.0)": (
+            "any finite number may stand beyond the end: no output and no state sees it"
+        ),
+        "_pad: missing copy: np.array([s.shape[0] for s in parts])"
+        " -> [s.shape[0] for s in parts]": "lengths are made an array where they are checked",
+    }.items()
+} | {
+    ("nn.noise", "_zone_out: comparison: rng.random(new.shape) < p -> rng.random(new.shape) <= p"):
+        "a random number of 53 bits is p with a probability of 2^-53",
+} | {
+    ("nn.recompute", f"Segments.{change}"): reason
+    for change, reason in {
+        "__init__: swapped arguments: min(t + k, used) -> min(used, t + k)": (
+            "the lesser of two does not depend on their order"
+        ),
+        "forward: index: outputs[0].data -> outputs[-1].data": ONE,
+        "backward: swapped arguments: zip(g_end, g_state, strict=True)"
+        " -> zip(g_state, g_end, strict=True)": SUM,
+        "backward: swapped arguments: zip(g_parameters, more, strict=True)"
+        " -> zip(more, g_parameters, strict=True)": SUM,
+        "_shares: index: flat[k:k + width] -> flat[k:k + width + 1]": (
+            "of a longer array the parts of the state are read, and no more"
+        ),
+        "_check_leaves: constant: nodes(ends, requiring=True) -> nodes(ends, requiring=False)": (
+            "how many nodes are walked, not which are refused: these require a gradient"
+        ),
+    }.items()
 } | {
     ("nn.states", key): reason
     for key, reason in {

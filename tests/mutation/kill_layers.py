@@ -29,6 +29,10 @@ settings.register_profile(
 settings.load_profile("mutation")
 
 LAYERS = (nn.RNN, nn.LSTM, nn.GRU)
+VARIANTS = (
+    nn.PeepholeLSTMCell, nn.CoupledLSTMCell, nn.LayerNormLSTMCell, nn.IRNNCell, nn.MGUCell,
+    nn.LSTMVariant,
+)  # fmt: skip
 BARE = (nn.RNNCell, nn.LSTMCell, nn.GRUCell, rnn_relu, rnn_identity, gru_reset_before)
 
 
@@ -231,23 +235,39 @@ def a_layer_inside_a_step_leaves_the_step_its_number():
 
 
 class Sometimes(nn.Cell):
-    """Marks its state in the second step only."""
+    """A state of two parts, which has no letters; it is marked in the second step only."""
+
+    def initial_state(self, batch):
+        return np.zeros((batch, 1)), np.zeros((batch, 1))
+
+    def step(self, x, state):
+        h, m = state[0] + x, state[1] * 1.0
+        if x.data.flat[0] == 2:
+            mark(h=h, m=m)
+        return h, (h, m)
+
+
+class Unmarked(nn.Cell):
+    """Marks nothing: its state has a letter all the same."""
 
     def step(self, x, h):
-        h = x + h
-        if x.data.flat[0] == 2:
-            mark(h=h)
-        return h, h
+        return x + h, x + h
 
 
 def only_the_first_state_is_called_initial():
     x = np.arange(1.0, 5).reshape(4, 1, 1)
-    out, h = nn.Recurrent(Sometimes(1, 1, dtype=np.float64))(
+    state = tuple([Tensor(np.zeros((1, 1)), requires_grad=True) for _ in range(2)])
+    out, (h, m) = nn.Recurrent(Sometimes(1, 1, dtype=np.float64))(x, state)
+    names = [t.name for t in graph.nodes([out, h, m]) if t.name]
+    assert "h0" not in names
+    assert "m0" not in names
+    assert names.count("h") == names.count("m") == 1
+    out, h = nn.Recurrent(Unmarked(1, 1, dtype=np.float64))(
         x, Tensor(np.zeros((1, 1)), requires_grad=True)
     )
     names = [t.name for t in graph.nodes([out, h]) if t.name]
-    assert "h0" not in names
-    assert names.count("h") == 1
+    assert names.count("h0") == 1
+    assert names.count("h") == 4
 
 
 def what_no_rule_reads_is_released():
@@ -282,10 +302,10 @@ def what_no_rule_reads_is_released():
 
 
 def nothing_needless_is_computed():
-    """`where` only in steps in which a sequence has ended, `concat` only of two directions."""
+    """`where` of a state only where a sequence has ended, of the input and the output once."""
     for lengths, both, wheres, concats in (
-        (None, False, 0, 0), ([4, 4], False, 0, 0), ([4, 2], False, 4 + 1, 0),
-        (None, True, 0, 4), ([3, 1], True, 2 * 4 + 1, 3), ([4, 2], True, 2 * 4 + 1, 4),
+        (None, False, 0, 0), ([4, 4], False, 0, 0), ([4, 2], False, 2 + 2, 0),
+        (None, True, 0, 4), ([3, 1], True, 2 * 2 + 2, 3), ([4, 2], True, 2 * 2 + 2, 4),
     ):  # fmt: skip
         layer = nn.RNN(2, 3, bidirectional=both, rng=0)
         x = Tensor(np.ones((max(lengths or [4]), 2, 2), np.float32), requires_grad=True)
@@ -440,15 +460,45 @@ def every_test_of(name):
     return run
 
 
+def options_of_layers():
+    """Each option by check_module, over ragged batches, and all of them where steps run again."""
+    x = np.random.default_rng(0).standard_normal((3, 2, 2))
+    for cls in (nn.LSTM, nn.GRU):
+        for options in (
+            {"recurrent_dropout": 0.4}, {"zoneout": 0.4}, {"learn_state": True}, {"merge": "mul"},
+            {"checkpoint_every": 2, "learn_state": True},
+            {"checkpoint_every": 1, "recurrent_dropout": 0.4, "zoneout": 0.4, "dropout": 0.4},
+        ):  # fmt: skip
+            layer = cls(2, 3, 2, bidirectional=True, dtype=np.float64, rng=0, **options)
+            layer.mask_seed = 3
+            for lengths in ([3, 1], None):
+                check_module(layer, x, lengths=lengths)
+                check_vjp(layer, x, lengths=lengths)
+
+
+OPTIONS = ("test_layer_options", "test_learned_state", "test_layer_recompute")
+
 SLOW = (
+    "test_memory_is_at_most_a_sixth_at_2000_steps",
+    "test_memory_is_that_of_a_segment_and_of_the_states_between",
     "test_a_ragged_batch_is_its_sequences_run_one_by_one",
     "test_ten_thousand_steps_run_forward_and_backward",
     "test_time_grows_linearly_with_the_steps",
 )
 
 
+def options():
+    """Return the tests of what layers offer beside PyTorch's arguments, each by itself."""
+    modules = [importlib.import_module(f"tests.{name}") for name in OPTIONS]
+    return [t for module in modules for t in tests_of(module, SLOW)]
+
+
 def before_the_kit(area):
     """Return what is fast."""
+    if area == "options":
+        return options()
+    if area == "variants":
+        return list(tests_of(importlib.import_module("tests.test_variants"), SLOW))
     layers = tests_of(test_recurrent, SLOW)
     equations = [t for t in layers if t.__name__.startswith("test_values_states_and_traces")]
     return [equations_of_cells] if area == "cells" else equations
@@ -456,14 +506,23 @@ def before_the_kit(area):
 
 def kit(area):
     """Return the checks of the kit, for a fault in a cell or in a layer."""
+    if area == "options":
+        return [options_of_layers]
+    if area == "variants":
+        well = [
+            v for v in VARIANTS if v is not nn.LayerNormLSTMCell
+        ]  # of H = 1 it is ill-conditioned
+        return [modules_of(VARIANTS), *relations(well)]
     layers = [modules_of(LAYERS), *relations(LAYERS)]
     bare = [modules_of(BARE), *relations(BARE)]
     return [cells_alone, *bare] if area == "cells" else [*layers, *bare]
 
 
 def after_the_kit(area):
+    if area in ("options", "variants"):
+        return []
     if area == "cells":
-        return [initial_states_share_nothing, *tests_of(test_cells, SLOW)]
+        return [initial_states_share_nothing, *tests_of(test_cells, SLOW), *options()]
     return [
         outputs_may_have_more_axes,
         a_step_that_goes_wrong_later_is_named,
@@ -482,4 +541,5 @@ def after_the_kit(area):
         ragged_batches,
         *map(every_test_of, ("test_recurrent_graph", "test_recurrent_trace", "test_errors_nn")),
         *tests_of(test_recurrent, SLOW),
+        *options(),
     ]

@@ -174,7 +174,7 @@ def run(todo, workers=2, suite="all", see=lambda result: None):
             k, job, pid, began = running.pop(reading)
             results[k] = result = _finish(job, pid, reading, began)
             see(result)
-            if result.outcome in ("check", "error") and result.by:
+            if job.mutant and result.outcome in ("check", "error") and result.by:
                 killers[job.module, job.mutant.function][result.by] += 1
                 killers[job.module][result.by] += 1
     return results

@@ -15,7 +15,8 @@ from ..module import Module, floating
 from ..ops import tanh
 from ..tensor import Parameter, Tensor
 from . import init
-from .states import as_tensors
+from .cells import check_sizes
+from .layers import as_input
 
 
 class Memory(NamedTuple):
@@ -51,11 +52,7 @@ class Attention(Module):
         self, query_size: int, key_size: int | None = None, *, dtype: npt.DTypeLike = np.float32
     ) -> None:
         key_size = query_size if key_size is None else key_size
-        if query_size < 1 or key_size < 1:
-            raise ValueError(
-                f"{type(self).__name__}: query_size={query_size} and key_size={key_size} "
-                f"must be 1 or more"
-            )
+        check_sizes(type(self).__name__, query_size=query_size, key_size=key_size)
         self.query_size, self.key_size = query_size, key_size
         self.dtype = floating(type(self).__name__, dtype)
 
@@ -83,7 +80,7 @@ class Attention(Module):
         ShapeError, DtypeError
             For a query, keys, lengths or a mask of another shape or type.
         """
-        query = as_tensors(query, self.dtype)
+        query = as_input(type(self).__name__, query, self.dtype, "query")
         memory = self.prepare(keys, lengths=lengths, mask=mask)
         N = memory.values.shape[0]
         if query.ndim not in (2, 3) or query.shape[-2:] != (N, self.query_size):
@@ -98,20 +95,25 @@ class Attention(Module):
 
     def prepare(self, keys: Any, *, lengths: Any = None, mask: Any = None) -> Memory:
         """Return what all queries of a batch share, so that it is computed once."""
-        keys = as_tensors(keys, self.dtype)
-        if keys.ndim != 3 or keys.shape[2] != self.key_size:
+        who = type(self).__name__
+        keys = as_input(who, keys, self.dtype, "keys")
+        if keys.ndim != 3 or keys.shape[2] != self.key_size or 0 in keys.shape:
             raise ShapeError(
-                f"{type(self).__name__}: keys have shape {keys.shape}, "
-                f"expected (T, N, {self.key_size})"
+                f"{who}: keys have shape {keys.shape}, expected (T, N, {self.key_size}), "
+                f"T and N 1 or more"
             )
         valid = self._valid(keys.shape[0], keys.shape[1], lengths, mask)
+        if valid is not None:  # not even a NaN in another step matters
+            keys = ops.where(valid.transpose(2, 0, 1), keys, 0.0)
         return Memory(self.project(keys), keys.transpose(1, 0, 2), valid)
 
     def attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return context (U, N, K) and weights (U, N, T) for queries (U, N, H)."""
         scores = self.scores(query, memory.keys)
         if memory.valid is not None:
-            scores = ops.where(memory.valid, scores, -1e30)  # finite: no step may be valid
+            # Far below every score, to weigh 0; but finite, since it may be that no step is valid
+            low = 2 * min(0.0, float(scores.data.real.min())) - 1e3
+            scores = ops.where(memory.valid, scores, low)
         weights = softmax(scores)
         if memory.valid is not None:
             weights = ops.where(memory.valid, weights, 0.0)
@@ -156,7 +158,7 @@ def check_lengths(who: str, name: str, lengths: Any, T: int, N: int) -> Array:
     if (a < 0).any() or (a > T).any():
         n = int(np.argmax((a < 0) | (a > T)))
         raise ShapeError(f"{who}: {name}: length {a[n]} of sequence {n} is not in 0..{T}")
-    return a
+    return a.astype(np.intp)
 
 
 class BahdanauAttention(Attention):
@@ -189,8 +191,7 @@ class BahdanauAttention(Attention):
     ) -> None:
         super().__init__(query_size, key_size, dtype=dtype)
         A = query_size if attention_size is None else attention_size
-        if A < 1:
-            raise ValueError(f"BahdanauAttention: attention_size={A} must be 1 or more")
+        check_sizes("BahdanauAttention", attention_size=A)
         rng = np.random.default_rng(rng)
         self.W_q = Parameter(init.xavier((query_size, A), rng=rng, dtype=self.dtype))
         self.W_k = Parameter(init.xavier((self.key_size, A), rng=rng, dtype=self.dtype))

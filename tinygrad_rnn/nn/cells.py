@@ -56,11 +56,8 @@ class Cell(Module):
     def __init__(
         self, input_size: int, hidden_size: int, *, dtype: npt.DTypeLike = np.float32
     ) -> None:
-        if input_size < 0 or hidden_size < 1:
-            raise ValueError(
-                f"{type(self).__name__}: input_size={input_size} must be 0 or more, "
-                f"hidden_size={hidden_size} 1 or more"
-            )
+        check_sizes(type(self).__name__, 0, input_size=input_size)
+        check_sizes(type(self).__name__, hidden_size=hidden_size)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.dtype = floating(type(self).__name__, dtype)
 
@@ -114,9 +111,10 @@ class Cell(Module):
         self.learns_state = True
 
     def _initial_names(self, state: State) -> list[str]:
-        parts = len(leaves(state))
-        named = self.states if len(self.states) == parts else [f"s{k}_" for k in range(parts)]
-        return [f"{name}0" for name in named]
+        count, names = len(leaves(state)), self.states
+        if not count == len(names) == len(set(names)):  # letters that would name two rows alike
+            names = tuple([f"s{k}_" for k in range(count)])
+        return [f"{name}0" for name in names]
 
     def dropped(self, h: Tensor) -> Tensor:
         """Return h as the products with ``W_h`` see it: under the mask of recurrent dropout.
@@ -160,6 +158,23 @@ class Cell(Module):
         gates = self.W_h.shape[1] // self.hidden_size if hasattr(self, "W_h") else 1
         width = f"{gates}H" if gates > 1 else "H"
         return {"W_x": f"D * {width}", "W_h": f"H * {width}", "b": width, "h0": "H", "c0": "H"}
+
+
+def check_sizes(who: str, least: int = 1, **sizes: Any) -> None:
+    """Raise where a size is no whole number, or less than the least that makes sense."""
+    for name, size in sizes.items():
+        if not is_whole(size) or size < least:
+            raise ValueError(f"{who}: {name}={size!r} must be a whole number, {least} or more")
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a value is a real number."""
+    return is_whole(value) or isinstance(value, float | np.floating)
 
 
 def _same(x: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from ..errors import ShapeError
 from ..module import Module, floating
 from ..tensor import Parameter, Tensor
 from . import init
-from .cells import ACTIVATIONS
-from .layers import _check_sizes, _input
+from .cells import ACTIVATIONS, check_sizes
+from .layers import as_input
 
 PADDINGS = ("valid", "same", "causal")
 
@@ -77,7 +77,7 @@ class Conv1d(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
-        _check_sizes(
+        check_sizes(
             "Conv1d", in_channels=in_channels, out_channels=out_channels,
             kernel_size=kernel_size, stride=stride, dilation=dilation,
         )  # fmt: skip
@@ -97,9 +97,9 @@ class Conv1d(Module):
 
     def forward(self, x: Any) -> Tensor:
         """Return y (T', N, out) for x (T, N, in), or (T', out) for (T, in)."""
-        x = _input(x, self.W.dtype)
-        k, D, out = self.W.shape
         who = self.path or "Conv1d"
+        x = as_input(who, x, self.W.dtype)
+        k, D, out = self.W.shape
         _check_sequence(who, x, D)
         span = self.receptive_field
         if self.padding != "valid" and span > 1:
@@ -179,7 +179,7 @@ class TDNN(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
-        if len(sizes) < 2:
+        if np.ndim(sizes) != 1 or len(sizes) < 2:
             raise ValueError(
                 f"TDNN: sizes={sizes} must be D and the features of one layer at least"
             )
@@ -216,8 +216,8 @@ class TDNN(Module):
 
     def forward(self, x: Any) -> Tensor:
         """Return the output (T', N, out) of the last layer for x (T, N, D), or both without N."""
-        y = _input(x, self.layers[0].W.dtype)
         who = self.path or "TDNN"
+        y = as_input(who, x, self.layers[0].W.dtype)
         _check_sequence(who, y, self.layers[0].W.shape[1])
         if self.layers[0].padding == "valid" and y.shape[0] < self.receptive_field:
             raise _too_short(who, y.shape[0], self.receptive_field)
@@ -242,7 +242,7 @@ def _too_short(who: str, T: int, field: int) -> ShapeError:
 
 def _of_each(name: str, given: int | Sequence[int], count: int) -> list[int]:
     """Return one number for each layer."""
-    values = [given] * count if isinstance(given, int) else list(given)
+    values = list(given) if isinstance(given, Sequence | np.ndarray) else [given] * count
     if len(values) != count:
         raise ValueError(
             f"TDNN: {name} has {len(values)} entries, expected {count}: one for each layer "

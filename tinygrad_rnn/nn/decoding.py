@@ -2,8 +2,8 @@
 
 All functions work on ``step(ids, state) -> (logits, state)``: the ids (B,) of the symbols just
 written, to the logits (B, V) of those that follow.  Log-probabilities are logits too.  The state is
-any nest of arrays or Tensors, or None; what an encoder-decoder and a language model have in common.
-Nothing is recorded.
+an array or Tensor, any nest of tuples of them, or None.  That is what an encoder-decoder and a
+language model have in common.  Nothing is recorded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..errors import DtypeError, NonFiniteError, ShapeError
 from ..ops import log_softmax
 from ..scope import no_grad
 from ..tensor import Tensor
+from .cells import check_sizes, is_real, is_whole
 from .states import map_state
 
 Step: TypeAlias = Callable[[Array, Any], tuple[Any, Any]]
@@ -62,7 +63,8 @@ def greedy(
     ValueError, ShapeError, DtypeError
         If an argument is out of its range, or `step` returns logits of another shape.
     NonFiniteError
-        If logits are NaN or infinite, or all of a row are minus infinity.
+        If logits are NaN or infinite, or all of a row are minus infinity, and what the row has
+        written can still become an answer.
 
     Examples
     --------
@@ -120,19 +122,20 @@ def sample(
     >>> float(tosses.ids.mean())
     0.769
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"sample: temperature={temperature} must be above 0, and finite")
-    if not 0 < nucleus <= 1:
-        raise ValueError(f"sample: nucleus={nucleus} is not in (0, 1]")
+    if not is_real(temperature) or not 0 < temperature < math.inf:
+        raise ValueError(f"sample: temperature={temperature!r} must be above 0, and finite")
+    if not is_real(nucleus) or not 0 < nucleus <= 1:
+        raise ValueError(f"sample: nucleus={nucleus!r} is not in (0, 1]")
     if top_k is not None:
-        _check_count("sample", "top_k", top_k)
+        check_sizes("sample", top_k=top_k)
     rng = np.random.default_rng(rng)
 
     def pick(log_p: Array) -> Array:
         B, V = log_p.shape
         if top_k is not None and top_k > V:
             raise ValueError(f"sample: top_k={top_k} is more than the {V} symbols that there are")
-        p = np.exp(log_softmax(log_p / temperature))
+        with np.errstate(over="ignore"):  # what overflows is minus infinity: never drawn
+            p = np.exp(log_softmax((log_p - log_p.max(1, keepdims=True)) / temperature))
         if (top_k is not None and top_k < V) or nucleus < 1:
             order = np.argsort(-p, axis=1, kind="stable")
             ranked = np.take_along_axis(p, order, 1)
@@ -179,7 +182,7 @@ def beam(
     length_penalty : float
         alpha, 0 or more.
     state_axis : int
-        Which axis of the arrays of the state counts the rows: 1 in those of RNN, LSTM and GRU,
+        Which axis of every array of the state counts the rows: 1 in those of RNN, LSTM and GRU,
         0 in those of a bare cell.
     exhaustive : bool
         Allow a width above V: with V^max_length nothing is cut, and the best one is found.
@@ -204,14 +207,13 @@ def beam(
     [1 2] 0.24
     [2 0] 0.36
     """
-    _check_count("beam", "width", width)
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(f"beam: length_penalty={length_penalty} must be 0 or more, and finite")
+    check_sizes("beam", width=width)
+    if not is_real(length_penalty) or not 0 <= length_penalty < math.inf:
+        raise ValueError(f"beam: length_penalty={length_penalty!r} must be 0 or more, and finite")
     first = _check_start("beam", start, max_length)
     N, W = len(first), width
     ids = np.repeat(first, W)
-    rows = np.arange(N * W)
-    state = _take(state, rows // W, state_axis)
+    state = _take(state, np.arange(N * W) // W, state_axis, N)
     written = np.zeros((N, W, max_length), np.intp)
     log_prob = np.full((N, W), -np.inf)
     log_prob[:, 0] = 0  # all rows of a sequence are alike: one of them counts
@@ -220,15 +222,16 @@ def beam(
     penalty = ((5 + np.arange(max_length + 1)) / 6) ** length_penalty
     with no_grad():
         for t in range(max_length):
-            log_p, state = _follow(step, ids, state, t)
+            alive = ~ended & np.isfinite(log_prob)
+            log_p, state = _follow(step, ids, state, t, alive.reshape(-1))
             V = log_p.shape[1]
-            if t == 0:
-                _check_eos("beam", eos, V)
-                if W > V and not exhaustive:
-                    raise ValueError(
-                        f"beam: width={W} is wider than the vocabulary of {V} symbols: after the "
-                        f"first one there are no more than {V} beginnings"
-                    )
+            if t == 0 and eos is not None:
+                check_symbol("beam", "eos", eos, V)
+            if t == 0 and W > V and not exhaustive:
+                raise ValueError(
+                    f"beam: width={W} is wider than the vocabulary of {V} symbols: after the "
+                    f"first one there are no more than {V} beginnings"
+                )
             total = log_prob[:, :, None] + log_p.reshape(N, W, V)
             total[ended] = -np.inf
             total[ended, 0] = log_prob[ended]  # one that has ended goes on as it is
@@ -245,7 +248,8 @@ def beam(
             if t + 1 == max_length or _decided(log_prob, length, ended, penalty):
                 break
             ids = ids.reshape(-1)
-            state = _take(state, (np.arange(N)[:, None] * W + parent).reshape(-1), state_axis)
+            rows = (np.arange(N)[:, None] * W + parent).reshape(-1)
+            state = _take(state, rows, state_axis, N * W)
     found = []
     for n in range(N):
         symbols = written[n, 0, : length[n, 0]]
@@ -278,9 +282,9 @@ def _walk(
     written = np.empty((max_length, N), np.intp)
     with no_grad():
         for t in range(max_length):
-            log_p, state = _follow(step, ids, state, t)
-            if t == 0:
-                _check_eos("decoding", eos, log_p.shape[1])
+            log_p, state = _follow(step, ids, state, t, alive)
+            if t == 0 and eos is not None:
+                check_symbol("decoding", "eos", eos, log_p.shape[1])
             written[t] = ids = pick(log_p)
             log_prob += np.where(alive, log_p[np.arange(N), ids], 0)
             if eos is not None:
@@ -294,14 +298,23 @@ def _walk(
     ]
 
 
-def _follow(step: Step, ids: Array, state: Any, t: int) -> tuple[Array, Any]:
-    """Return the log-probabilities (B, V) of what follows, in float64, and the state."""
-    logits, state = step(ids, state)
+def _follow(step: Step, ids: Array, state: Any, t: int, alive: Array) -> tuple[Array, Any]:
+    """Return the log-probabilities (B, V) of what follows, in float64, and the state.
+
+    Rows that are not `alive` get any: nothing of them is read.
+    """
+    made = step(ids, state)
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise TypeError(
+            f"decoding: step returned {type(made).__name__}, expected a pair (logits, state)"
+        )
+    logits, state = made
     a = np.asarray(logits, np.float64)
     if a.ndim != 2 or len(a) != len(ids) or not a.shape[1]:
         raise ShapeError(
             f"decoding: step returned logits {a.shape} for {len(ids)} ids, expected ({len(ids)}, V)"
         )
+    a = np.where(alive[:, None], a, 0.0)
     top = a.max(1)
     if not np.isfinite(top).all():
         row = int(np.argmin(np.isfinite(top)))
@@ -315,24 +328,35 @@ def _largest(scores: Array, k: int) -> Array:
     """Return where the k largest of each row (N, M) are, best first; of equal ones the first."""
     if scores.shape[1] <= 4096:
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    some = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
-    order = np.argsort(-np.take_along_axis(scores, some, 1), axis=1, kind="stable")
-    return np.take_along_axis(some, order, 1)
+    best = []
+    for row, least in zip(scores, np.partition(scores, -k, axis=1)[:, -k], strict=True):
+        some = np.flatnonzero(row >= least)  # more than k of them, where some are equal
+        best.append(some[np.argsort(-row[some], kind="stable")[:k]])
+    return np.stack(best)
 
 
-def _take(state: Any, rows: Array, axis: int) -> Any:
-    """Return the rows of every array of a state."""
+def _take(state: Any, rows: Array, axis: int, count: int) -> Any:
+    """Return the rows of every array of a state, which has so many."""
     if state is None:
         return None
 
     def take(s: Any) -> Any:
-        return Tensor(s.data.take(rows, axis)) if isinstance(s, Tensor) else s.take(rows, axis)
+        a = s.data if isinstance(s, Tensor) else s
+        shape = a.shape if isinstance(a, np.ndarray) else ()
+        if not -len(shape) <= axis < len(shape) or shape[axis] != count:
+            found = shape if isinstance(a, np.ndarray) else type(a).__name__
+            raise ShapeError(
+                f"beam: the state has {found}, expected arrays or Tensors, in tuples, with "
+                f"{count} rows on their axis state_axis={axis}"
+            )
+        taken = a.take(rows, axis)
+        return Tensor(taken) if isinstance(s, Tensor) else taken
 
     return map_state(take, state)
 
 
 def _check_start(who: str, start: npt.ArrayLike, max_length: int) -> Array:
-    _check_count(who, "max_length", max_length)
+    check_sizes(who, max_length=max_length)
     ids = np.asarray(start)
     if ids.ndim != 1 or not ids.size:
         raise ShapeError(f"{who}: start has shape {ids.shape}, expected (N,), N 1 or more")
@@ -341,11 +365,9 @@ def _check_start(who: str, start: npt.ArrayLike, max_length: int) -> Array:
     return ids.astype(np.intp)
 
 
-def _check_count(who: str, name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{who}: {name}={value!r} must be a whole number, 1 or more")
-
-
-def _check_eos(who: str, eos: int | None, V: int) -> None:
-    if eos is not None and not 0 <= eos < V:
-        raise ValueError(f"{who}: eos={eos} is not in 0..{V - 1}, the vocabulary")
+def check_symbol(
+    who: str, name: str, symbol: Any, size: int, vocabulary: str = "the vocabulary"
+) -> None:
+    """Raise where a symbol is no whole number in 0..size - 1."""
+    if not is_whole(symbol) or not 0 <= symbol < size:
+        raise ValueError(f"{who}: {name}={symbol!r} is not in 0..{size - 1}, {vocabulary}")

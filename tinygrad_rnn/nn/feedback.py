@@ -46,7 +46,7 @@ class FeedbackCell(Cell):
     Raises
     ------
     TypeError
-        If `cell` is no Cell.
+        If `cell` is no Cell, or `readout` or `feed` cannot be called.
     ShapeError
         If what is fed back has more features than the cell takes, or no shape (N, features).
 
@@ -75,6 +75,11 @@ class FeedbackCell(Cell):
             raise TypeError(
                 f"FeedbackCell: cell is {type(cell).__name__}, expected a Cell: one step, no layer"
             )
+        for name, f in (("readout", readout), ("feed", feed)):
+            if f is not None and not callable(f):
+                raise TypeError(
+                    f"FeedbackCell: {name} is {type(f).__name__}, expected a layer or a function"
+                )
         self.cell, self.readout, self.feed = cell, readout, feed
         h = np.zeros((1, cell.hidden_size), cell.dtype)
         y = self._of("readout", readout, as_tensors(h))

@@ -7,28 +7,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ShapeError
+from ..arrays import array
+from ..errors import DtypeError, ShapeError
 from ..functional import dropout, embedding, layer_norm
 from ..module import Module, floating
 from ..tensor import Parameter, Tensor
 from . import init
+from .cells import check_sizes
 from .recurrent import Recurrent
 from .stacked import RNN
 from .states import as_tensors
 
 
-def _input(x: Any, dtype: np.dtype[Any]) -> Tensor:
+def as_input(who: str, x: Any, dtype: np.dtype[Any], name: str = "x") -> Tensor:
     """Return x as a Tensor; plain real numbers in `dtype`."""
     if isinstance(x, tuple) and x and isinstance(x[0], Tensor):
-        raise TypeError("x is a tuple: a recurrent layer returns (out, state); pass on out")
-    given: Tensor = as_tensors(np.asarray(x) if isinstance(x, tuple) else x, dtype)
+        raise TypeError(
+            f"{who}: {name} is a tuple: a recurrent layer returns (out, state); pass on out"
+        )
+    if not isinstance(x, Tensor):
+        try:
+            x = array(x)
+        except ValueError:
+            raise ShapeError(f"{who}: {name} has parts of unequal length") from None
+        if x.dtype.kind not in "biufc":
+            raise DtypeError(f"{who}: {name} is {x.dtype}, not numbers")
+    given: Tensor = as_tensors(x, dtype)
     return given if given.dtype.kind in "fc" else given.astype(dtype)
-
-
-def _check_sizes(who: str, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{who}: {name}={size} must be 1 or more")
 
 
 class Linear(Module):
@@ -54,18 +59,17 @@ class Linear(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
-        _check_sizes("Linear", in_features=in_features, out_features=out_features)
+        check_sizes("Linear", in_features=in_features, out_features=out_features)
         dtype = floating("Linear", dtype)
         self.W = Parameter(init.xavier((in_features, out_features), rng=rng, dtype=dtype))
         self.b = Parameter(np.zeros(out_features, dtype)) if bias else None
 
     def forward(self, x: Any) -> Tensor:
         """Return y (..., out) for x (..., in)."""
-        given = _input(x, self.W.dtype)
+        who = self.path or "Linear"
+        given = as_input(who, x, self.W.dtype)
         if given.ndim == 0 or given.shape[-1] != self.W.shape[0]:
-            raise ShapeError(
-                f"{self.path or 'Linear'}: x {given.shape} does not end in {self.W.shape[0]}"
-            )
+            raise ShapeError(f"{who}: x {given.shape} does not end in {self.W.shape[0]}")
         y = given @ self.W
         return y if self.b is None else y + self.b
 
@@ -95,7 +99,7 @@ class Embedding(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: Any = None,
     ) -> None:
-        _check_sizes("Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        check_sizes("Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         dtype = floating("Embedding", dtype)
         rng = np.random.default_rng(rng)
         self.W = Parameter(rng.standard_normal((num_embeddings, embedding_dim)).astype(dtype))
@@ -127,7 +131,8 @@ class Dropout(Module):
     def forward(self, x: Any) -> Tensor:
         """Return x with a fresh mask, or x itself in evaluation."""
         floats = isinstance(x, np.ndarray | np.generic) and x.dtype.kind == "f"
-        x = _input(x, x.dtype if floats else np.dtype(np.float32))
+        dtype = x.dtype if floats else np.dtype(np.float32)
+        x = as_input(self.path or "Dropout", x, dtype)
         y: Tensor = dropout(x, self.p, training=self.training, rng=self.rng)
         return y
 
@@ -140,7 +145,7 @@ class LayerNorm(Module):
     """
 
     def __init__(self, size: int, eps: float = 1e-5, *, dtype: npt.DTypeLike = np.float32) -> None:
-        _check_sizes("LayerNorm", size=size)
+        check_sizes("LayerNorm", size=size)
         dtype = floating("LayerNorm", dtype)
         self.eps = eps
         self.gain = Parameter(np.ones(size, dtype))
@@ -148,11 +153,10 @@ class LayerNorm(Module):
 
     def forward(self, x: Any) -> Tensor:
         """Return the normalised x (..., size)."""
-        x = _input(x, self.gain.dtype)
+        who = self.path or "LayerNorm"
+        x = as_input(who, x, self.gain.dtype)
         if x.ndim == 0 or x.shape[-1] != self.gain.shape[0]:
-            raise ShapeError(
-                f"{self.path or 'LayerNorm'}: x {x.shape} does not end in {self.gain.shape[0]}"
-            )
+            raise ShapeError(f"{who}: x {x.shape} does not end in {self.gain.shape[0]}")
         y: Tensor = layer_norm(x, self.gain, self.bias, self.eps)
         return y
 

@@ -30,6 +30,11 @@ class Input(NamedTuple):
     lengths: Array | None  # of the sequences of a list
     unbatched: bool
 
+    @property
+    def used(self) -> int:
+        """How many steps lie inside any sequence; 1 at least."""
+        return self.steps if self.valid is None else max(1, int(self.valid.any(axis=1).sum()))
+
 
 class Reading(Module):
     """The part of a recurrent layer that reads its input."""

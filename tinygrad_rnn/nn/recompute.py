@@ -7,18 +7,19 @@ segments of k steps the states are kept, and nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
-from ..errors import GraphError
+from ..errors import DtypeError, GraphError
 from ..functional import stack
 from ..graph import nodes
 from ..op import primitive
 from ..ops import concat
-from ..scope import at, no_grad, recording
+from ..scope import at, masked, no_grad, recording
 from ..tensor import Tensor, next_order
 from ..transforms import grad
 from .cells import Cell
@@ -38,7 +39,7 @@ recompute.vjp_all(lambda g, y, *inputs, run: run.backward(g, y, inputs))
 
 
 class Segments:
-    """One cell over T steps, `k` of them at a time.
+    """One cell over T steps, `k` of them at a time; those behind all ends, `used` on, are zero.
 
     ``run()`` returns the outputs (T, N, H) and the last state, as one node of the graph.  That
     node's array holds, flat, the outputs, the states between the segments, the last state.
@@ -46,13 +47,15 @@ class Segments:
 
     def __init__(
         self, cell: Cell, loop: Loop, x: Tensor | None, state: State, T: int, k: int,
-        reverse: bool = False,
+        reverse: bool, used: int,
     ) -> None:  # fmt: skip
         self.cell, self.loop, self.template, self.reads = cell, loop, state, x is not None
-        spans = [(t, min(t + k, T)) for t in range(0, T, k)]
+        self.steps, self.used = T, used
+        spans = [(t, min(t + k, used)) for t in range(0, used, k)]
         self.spans = spans[::-1] if reverse else spans  # in the order in which they run
         self.parameters = [p for p in cell.parameters() if p.requires_grad]
         self.inputs: list[Tensor] = [*([] if x is None else [x]), *leaves(state), *self.parameters]
+        self._check_types([s.dtype for s in leaves(state) if s.dtype.kind != "c"])
         self.shape: tuple[int, ...] = ()  # of the outputs
 
     def __call__(self) -> tuple[Tensor, State]:
@@ -93,12 +96,11 @@ class Segments:
                 outputs, state = self.loop(self._steps(x, begin, end), state, begin)
                 last = [s.data for s in leaves(state)]
                 if flat is None:
-                    one = outputs[0].shape
-                    steps = max(end for _, end in self.spans)
-                    self.shape = (steps, *one)
+                    one = outputs[0].data
+                    self.shape = (self.steps, *one.shape)
                     size = sum([s.size for s in last]) * len(self.spans) + math.prod(self.shape)
-                    kind = np.result_type(outputs[0].dtype, *[s.dtype for s in last])
-                    flat = np.empty(size, kind)
+                    self._check_types([a.dtype for a in (one, *last)])
+                    flat = np.zeros(size, one.dtype)
                     out, ends = self._shares(flat)
                 for t, y in enumerate(outputs, begin):
                     out[t] = y.data
@@ -111,6 +113,15 @@ class Segments:
             )
         assert flat is not None
         return flat
+
+    def _check_types(self, given: list[np.dtype[Any]]) -> None:
+        """Raise where what shall lie in one array is of several types."""
+        kinds = list(dict.fromkeys(given))
+        if len(kinds) > 1:
+            raise DtypeError(
+                f"checkpoint_every: output and state of {type(self.cell).__name__} must have one "
+                f"floating type, got {', '.join([str(d) for d in kinds])}"
+            )
 
     @staticmethod
     def _steps(x: Any, begin: int, end: int) -> list[Any]:
@@ -133,7 +144,8 @@ class Segments:
         """Return the gradients of x, the initial state and the parameters of the cell.
 
         On arrays each segment's graph is freed before the next one's is made; on Tensors all of it
-        is recorded, and the states between the segments are read from `y`, as by any rule.
+        is recorded, and the states between the segments are read from `y`, as by any rule.  Either
+        way a segment begins at leaves: what its input depends on is not its own.
         """
         again = isinstance(g, Tensor)
         x, parts = self._inputs(given)
@@ -147,26 +159,35 @@ class Segments:
             self.spans[::-1], starts[::-1], g_ends[::-1], strict=True
         ):
             first = next_order()
-            with recording(), at(None):
-                leaf = x[begin:end] if reads else None
-                if not again:
-                    leaf = Tensor(leaf, requires_grad=True) if reads else None
-                    start = [Tensor(a, requires_grad=True) for a in start]
-                steps = list(leaf) if leaf is not None else self._steps(x, begin, end)
-                outputs, final = self.loop(steps, self._nested(start), begin)
-                ends = [stack(outputs), *leaves(final)]
-                if not again:
+            with recording(), at(None), masked(None):
+                own = [*([x[begin:end]] if reads else []), *start]
+                own = [a * 1 if again else Tensor(a, requires_grad=True) for a in own]
+                if g_state:
+                    g_end = [a + b for a, b in zip(g_end, g_state, strict=True)]
+                with _cut_off(own):
+                    start = own[reads:]
+                    steps = list(own[0]) if reads else self._steps(x, begin, end)
+                    outputs, final = self.loop(steps, self._nested(start), begin)
+                    ends = [stack(outputs), *leaves(final)]
                     self._check_leaves(ends, first)
-                wanted = [*([] if leaf is None else [leaf]), *start, *self.parameters]
-                g_end = [a + b for a, b in zip(g_end, g_state, strict=True)] if g_state else g_end
-                found = grad(ends, wanted, [g_out[begin:end], *g_end], create_graph=again)
+                    found = grad(
+                        ends,
+                        [*own, *self.parameters],
+                        [g_out[begin:end], *g_end],
+                        create_graph=again,
+                    )
                 g_x += [found.pop(0)] if reads else []
                 g_state, more = found[: len(start)], found[len(start) :]
                 if g_parameters:
                     more = [a + b for a, b in zip(g_parameters, more, strict=True)]
                 g_parameters = more
-        whole = [concat(*(g_x if self.spans[0][0] else g_x[::-1]))] if reads else [None]
-        return [*(whole if self.reads else []), *g_state, *g_parameters]
+        if not self.reads:
+            return [*g_state, *g_parameters]
+        if not reads:
+            return [None, *g_state, *g_parameters]
+        g_x = g_x if self.spans[0][0] else g_x[::-1]  # in the order of time
+        rest = np.zeros((self.steps - self.used, *x.shape[1:]), x.dtype)
+        return [concat(*g_x, rest), *g_state, *g_parameters]
 
     def _shares(self, flat: Any) -> tuple[Any, list[list[Any]]]:
         """Return what a flat array holds: the outputs, and the state after each segment."""
@@ -188,3 +209,16 @@ class Segments:
                     f"{t.shape}, which is no parameter of it: its gradient would be lost; pass it "
                     f"as a part of the state, or leave checkpoint_every away"
                 )
+
+
+@contextmanager
+def _cut_off(nodes: list[Tensor]) -> Iterator[None]:
+    """Let nodes be leaves inside: the graph that they were made by is not entered."""
+    before = [(t.op, t.inputs) for t in nodes]
+    for t in nodes:
+        t.op, t.inputs = None, ()
+    try:
+        yield
+    finally:
+        for t, (op, inputs) in zip(nodes, before, strict=True):
+            t.op, t.inputs = op, inputs

@@ -45,6 +45,7 @@ MERGES: dict[str, Callable[[Any, Any], Any]] = {
     "ave": lambda a, b: (a + b) * 0.5,
 }
 Trace = dict[str, Tensor]
+_SEEDS = 1 << 62
 _WORTH_RELEASING = 1 << 12  # elements of an output; the walk over a step costs as much as 10 ops
 
 
@@ -115,7 +116,7 @@ class Recurrent(Reading):
         _check_cells(who, pairs, merge)
         check_rates(who, "dropout", dropout)
         check_rates(who, "recurrent_dropout", recurrent_dropout)
-        check_rates(who, "zoneout", zoneout)
+        check_rates(who, "zoneout", zoneout, several=True)
         _check_every(who, checkpoint_every)
         self.batch_first, self.dropout, self.merge = batch_first, dropout, merge
         self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
@@ -194,7 +195,7 @@ class Recurrent(Reading):
         traced: Trace | None = {} if trace else None
         every = None if trace else self._segment(T)
         finals: list[State] = []
-        before = here.place, here.marks
+        before = here.place, here.marks, here.mask
         try:
             inputs: Any = given.x if every else [None] * T if given.x is None else cut(given.x)
             for k in range(self.num_layers):
@@ -207,8 +208,9 @@ class Recurrent(Reading):
                     out: Any
                     if every:
                         run = Segments(
-                            cell, loop, inputs, states.pop(0), T, every, direction == "rev"
-                        )
+                            cell, loop, inputs, states.pop(0), T, every, direction == "rev",
+                            given.used,
+                        )  # fmt: skip
                         out, final = run()
                     else:
                         out, final = loop(inputs, states.pop(0))
@@ -227,7 +229,7 @@ class Recurrent(Reading):
             )
             result = out, self._join_state(finals, given)
         finally:
-            here.place, here.marks = before
+            here.place, here.marks, here.mask = before
         if traced is None:
             return result
         return *result, {
@@ -238,9 +240,10 @@ class Recurrent(Reading):
     def _noise(self) -> Noise:
         """Return what this call draws at random; the generator moves only where it is needed."""
         seed = None
-        if self.training and (self.dropout or self.recurrent_dropout or self.zoneout):
+        between = self.dropout and self.num_layers > 1
+        if self.training and (between or self.recurrent_dropout or self.zoneout):
             seed = self.mask_seed
-            seed = int(self.rng.integers(1 << 62)) if seed is None else seed
+            seed = int(self.rng.integers(_SEEDS)) if seed is None else seed
         return Noise(seed, self.recurrent_dropout, self.zoneout)
 
     def _segment(self, T: int) -> int | None:
@@ -252,10 +255,11 @@ class Recurrent(Reading):
 
     def _merge(self, sides: list[Any]) -> Any:
         """Return the outputs of a layer from those of its directions: of each step, or whole."""
-        if len(sides) == 1:
-            return sides[0]
+        first, *others = sides
+        if not others:
+            return first
         merge = MERGES[str(self.merge)]
-        if isinstance(sides[0], Tensor):
+        if isinstance(first, Tensor):
             return merge(*sides)
         return [merge(*parts) for parts in zip(*sides, strict=True)]
 
@@ -281,12 +285,12 @@ class Recurrent(Reading):
     ) -> tuple[list[Any], State]:
         """Run one cell over steps; return its outputs in the order of time, and its state."""
         here, T = scope(), len(inputs)
-        layer, direction = place[1], DIRECTIONS.index(place[2])
-        valid = None if valid is None else valid[start : start + T]
+        at = place[1], DIRECTIONS.index(place[2])
+        valid = None if valid is None else valid[start:]
         outputs: list[Any] = [None] * T
         marked: list[dict[str, Any]] = [{}] * T
         before, here.mask = here.mask, None
-        mask = noise.recurrent_mask(first_of(state), layer, direction)
+        mask = noise.recurrent_mask(first_of(state), *at)
         if mask is not None:
             here.mask = Mask(mask)
         first = True
@@ -313,7 +317,7 @@ class Recurrent(Reading):
                 _check_mask(cell, here.mask)
                 first = False
             if noise.zoneout:
-                kept = noise.zone_out(new, state, layer, direction, start + t)
+                kept = noise.zone_out(new, state, *at, start + t)
                 y, new = first_of(kept) if y is first_of(new) else y, kept
             if inside is not None:
                 new = keep_past_end(Tensor(inside[:, None]), new, state)
@@ -332,7 +336,7 @@ class Recurrent(Reading):
         outputs = [Tensor(np.zeros_like(blank.data)) if y is None else y for y in outputs]
         if traced is not None:
             for name in dict.fromkeys([name for marks in marked for name in marks]):
-                traced[f"L{layer}.{place[2]}.{name}"] = _stack_marks(name, marked, valid)
+                traced[f"L{place[1]}.{place[2]}.{name}"] = _stack_marks(name, marked, valid)
         return outputs, state
 
     # --- states

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,15 @@ from .. import ops
 from ..arrays import Array
 from ..errors import ShapeError
 from ..functional import cross_entropy
-from ..module import Module, floating
+from ..module import Module, evaluating, floating
 from ..ops import tanh
-from ..scope import no_grad
+from ..scope import NEVER, no_grad, scope
 from ..tensor import Parameter, Tensor
 from . import decoding, symbols
 from .attention import BahdanauAttention, LuongAttention, Memory
-from .layers import Embedding, Linear, _check_sizes
+from .cells import check_sizes
+from .layers import Embedding, Linear
+from .noise import check_rates
 from .recurrent import Recurrent
 from .stacked import LSTM
 from .states import first_of
@@ -76,8 +77,9 @@ class EncoderDecoder(Module):
     teacher_forcing : float or callable
         The probability, in training, of reading the right symbol and not the one that the model
         itself found most probable; drawn for each symbol (scheduled sampling, Bengio et al. 2015).
-        A callable is given the number of training passes so far, which is then kept as the
-        parameter ``passes`` that nothing trains.  In evaluation it is 1.
+        A callable is given the number of training passes it was asked before, which is kept as the
+        parameter ``passes`` that nothing trains; passes that record nothing do not count.  In
+        evaluation it is 1.
     max_length : int
         The greatest number of symbols of a target and of an answer.
     dtype : dtype
@@ -87,7 +89,8 @@ class EncoderDecoder(Module):
     ------
     ValueError, TypeError
         If there is no start symbol, a symbol is not in the vocabulary, a probability not in
-        [0, 1], a size below 1, or `layer` makes no recurrent layer of one direction.
+        [0, 1], a size below 1, or `layer` makes no time-major recurrent layer of one direction
+        and size H.
 
     Examples
     --------
@@ -118,12 +121,13 @@ class EncoderDecoder(Module):
         rng: Any = None,
     ) -> None:
         D = hidden_size if embedding_size is None else embedding_size
-        _check_sizes(
+        check_sizes(
             "EncoderDecoder", source_size=source_size, target_size=target_size,
-            hidden_size=hidden_size, embedding_size=D, max_length=max_length,
+            hidden_size=hidden_size, embedding_size=D, num_layers=num_layers,
+            max_length=max_length,
         )  # fmt: skip
         self.go, self.eos = symbols.check(go, eos, target_size)
-        if attention is not None and attention not in ATTENTIONS:
+        if attention not in (None, *ATTENTIONS):
             raise ValueError(
                 f"EncoderDecoder: attention is None, {' or '.join(map(repr, ATTENTIONS))}, "
                 f"got {attention!r}"
@@ -133,12 +137,15 @@ class EncoderDecoder(Module):
         self.reverse = reverse
         self.rng = rng = np.random.default_rng(rng)
         settings = {"dtype": dtype, "rng": rng}
+        if not callable(layer):
+            raise TypeError(f"EncoderDecoder: layer={layer!r}: pass what makes one, as nn.LSTM")
         self.source_embedding = Embedding(source_size, D, **settings)
         self.target_embedding = Embedding(target_size, D, **settings)
         self.feeds = attention == "bahdanau"  # whether what was read is part of the input
         self.encoder = layer(D, hidden_size, num_layers, **settings)
         self.decoder = layer(D + hidden_size * self.feeds, hidden_size, num_layers, **settings)
-        _check_layer(self.decoder)
+        for made in (self.encoder, self.decoder):
+            _check_layer(made, hidden_size)
         self.attention = self.combine = None
         if attention is not None:
             self.attention = ATTENTIONS[attention](hidden_size, **settings)
@@ -146,11 +153,10 @@ class EncoderDecoder(Module):
             self.combine = Linear(2 * hidden_size, hidden_size, **settings)
         self.linear = Linear(hidden_size, target_size, **settings)
         self.teacher_forcing = teacher_forcing
-        if callable(teacher_forcing):
-            self.passes = Parameter(np.zeros((), dtype))  # a checkpoint holds it as well
-            self.passes.requires_grad = False
-        else:
-            _check_probability("teacher_forcing", teacher_forcing)
+        self.passes = Parameter(np.zeros((), dtype))  # a checkpoint holds it as well
+        self.passes.requires_grad = False
+        if not callable(teacher_forcing):
+            check_rates("EncoderDecoder", "teacher_forcing", teacher_forcing)
 
     # --- training
 
@@ -225,7 +231,9 @@ class EncoderDecoder(Module):
         """Return the cross-entropy of the target, ``<eos>`` included, in nats.
 
         Its mean is over the symbols that count.  Arguments as of ``forward`` and
-        ``cross_entropy``.
+        ``cross_entropy``.  So that ``train.evaluate``, and ``fit`` with a validation, weigh
+        batches of lists by their symbols, each with its ``<eos>``, pass
+        ``items=lambda batch: sum(len(target) + 1 for target in batch[1])``.
         """
         ids, _, lengths = self._read_source(source, source_lengths)
         inputs, labels, mask = self._shift(target, target_lengths)
@@ -276,6 +284,7 @@ class EncoderDecoder(Module):
         length_penalty: float = 0.0,
     ) -> list[Array]:
         """Return the best answer that a beam finds for each source; see ``decoding.beam``."""
+        check_sizes("beam", width=width)
         return self._answer(
             decoding.beam, source, source_lengths, width,
             width=width, length_penalty=length_penalty,
@@ -286,14 +295,12 @@ class EncoderDecoder(Module):
     ) -> list[Array]:
         """Encode the sources and let `decode` write, with so many rows for each of them."""
         ids, _, lengths = self._read_source(source, lengths)
-        with no_grad(), _evaluating(self):
+        with no_grad(), evaluating(self):
             state, memory = self._encode(ids, lengths, rows)
 
             def step(ids: Array, state: Any) -> tuple[Array, Any]:
                 out, state, _ = self._decode(self.target_embedding(ids[None]), state, memory)
-                logits = self.linear(out).data[0]
-                logits[:, self.go] = -np.inf
-                return logits, state
+                return self._writable(self.linear(out)), state
 
             if decode is decoding.beam:
                 settings["state_axis"] = _axis(state)
@@ -301,6 +308,12 @@ class EncoderDecoder(Module):
             steps = self.max_length + (self.eos is not None)
             found = decode(step, start, state, eos=self.eos, max_length=steps, **settings)
         return [hypothesis.ids[: self.max_length] for hypothesis in found]
+
+    def _writable(self, logits: Tensor) -> Array:
+        """Return the logits (N, V) of one step (1, N, V) without ``<go>``, never an answer."""
+        a: Array = logits.data[0].copy()
+        a[:, self.go] = -np.inf
+        return a
 
     # --- the two halves
 
@@ -365,7 +378,8 @@ class EncoderDecoder(Module):
             logits.append(self.linear(out))
             reads.append(weights)
             if u + 1 < len(inputs):
-                ids = np.where(right[u + 1], inputs[u + 1], logits[-1].data[0].argmax(1))
+                own = self._writable(logits[-1]).argmax(1)
+                ids = np.where(right[u + 1], inputs[u + 1], own)
         return ops.concat(*logits), None if memory is None else ops.concat(*reads)
 
     def _probability(self) -> float:
@@ -376,8 +390,9 @@ class EncoderDecoder(Module):
             return self.teacher_forcing
         passes = int(self.passes.item())
         p = self.teacher_forcing(passes)
-        _check_probability(f"teacher_forcing({passes})", p)
-        self.passes.data = np.asarray(self.passes.data + 1)
+        check_rates("EncoderDecoder", f"teacher_forcing({passes})", p)
+        if scope().mode != NEVER:
+            self.passes.data = np.asarray(self.passes.data + 1)
         return p
 
     # --- reading what was given
@@ -404,25 +419,13 @@ class EncoderDecoder(Module):
         return symbols.shift(self._who, ids, lengths, self.go, self.eos)
 
 
-@contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
-    """Turn dropout off inside: `fit` leaves a model in training mode."""
-    modes = [(module, module.training) for _, module in model.named_modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _axis(state: Any) -> int:
     """Return which axis of a state counts the sequences: stacked ones begin with the layers."""
     first: Tensor = first_of(state)
     return first.ndim - 2
 
 
-def _check_layer(layer: Any) -> None:
+def _check_layer(layer: Any, hidden_size: int) -> None:
     if not isinstance(layer, Recurrent):
         raise TypeError(
             f"EncoderDecoder: layer made {type(layer).__name__}, expected a recurrent layer"
@@ -432,8 +435,10 @@ def _check_layer(layer: Any) -> None:
             "EncoderDecoder: layer made one of two directions: a decoder cannot read backwards "
             "what it has not written"
         )
-
-
-def _check_probability(name: str, p: Any) -> None:
-    if not isinstance(p, int | float | np.floating) or not 0 <= p <= 1:
-        raise ValueError(f"EncoderDecoder: {name}={p!r} is not in [0, 1]")
+    if layer.batch_first:
+        raise ValueError("EncoderDecoder: layer made one with batch_first=True, expected (T, N, D)")
+    if layer.output_size != hidden_size:
+        raise ValueError(
+            f"EncoderDecoder: layer made one of size {layer.output_size}, expected "
+            f"hidden_size={hidden_size}"
+        )

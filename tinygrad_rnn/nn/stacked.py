@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..errors import StateError
 from ..functional import stack
 from ..module import floating
-from .cells import Cell, GRUCell, LSTMCell, RNNCell
+from .cells import Cell, GRUCell, LSTMCell, RNNCell, check_sizes
 from .noise import Zoneout
 from .reading import Input
 from .recurrent import Recurrent
@@ -47,8 +47,7 @@ class _Stacked(Recurrent):
         **settings: Any,
     ) -> None:
         _check_options(type(self).__name__, options)
-        if num_layers < 1:
-            raise ValueError(f"{type(self).__name__}: num_layers={num_layers} must be 1 or more")
+        check_sizes(type(self).__name__, num_layers=num_layers)
         floating(type(self).__name__, settings["dtype"])
         rng = np.random.default_rng(rng)
         directions = 2 if bidirectional else 1

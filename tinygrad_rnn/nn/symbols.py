@@ -10,6 +10,7 @@ from ..arrays import Array
 from ..data import pad
 from ..errors import DtypeError, ShapeError
 from .attention import check_lengths
+from .decoding import check_symbol
 
 
 def check(go: int | None, eos: int | None, size: int) -> tuple[int, int | None]:
@@ -20,10 +21,8 @@ def check(go: int | None, eos: int | None, size: int) -> tuple[int, int | None]:
             "target vocabulary"
         )
     for name, symbol in (("go", go), ("eos", eos)):
-        if symbol is not None and not 0 <= symbol < size:
-            raise ValueError(
-                f"EncoderDecoder: {name}={symbol} is not in 0..{size - 1}, the target vocabulary"
-            )
+        if symbol is not None:
+            check_symbol("EncoderDecoder", name, symbol, size, "the target vocabulary")
     if go == eos:
         raise ValueError(
             f"EncoderDecoder: go and eos are both {go}: they need symbols of their own"
@@ -40,7 +39,10 @@ def read(who: str, name: str, ids: Any, lengths: Any, size: int) -> tuple[Array,
     if isinstance(ids, list | tuple):
         if lengths is not None:
             raise ShapeError(f"{who}: a list of sequences has its own lengths: pass no lengths")
-        ids, lengths = pad(ids)
+        try:
+            ids, lengths = pad(ids)
+        except (ShapeError, DtypeError) as error:
+            raise type(error)(f"{who}: {name}: {error}") from None
     a = np.asarray(ids)
     if a.ndim != 2:
         one = f"; one sequence is [{name}], a list" if a.ndim == 1 else ""
@@ -61,7 +63,7 @@ def read(who: str, name: str, ids: Any, lengths: Any, size: int) -> tuple[Array,
             f"{who}: {name} has the symbol {a[t, n]} in step {t + 1} of sequence {n}, "
             f"which is not in 0..{size - 1}"
         )
-    return a, lengths
+    return a.astype(np.intp), lengths
 
 
 def order(ids: Array, lengths: Array | None, reverse: bool) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..ops import sigmoid, tanh
 from ..scope import mark
 from ..tensor import Parameter, Tensor
 from . import init
-from .cells import Cell, RNNCell
+from .cells import Cell, RNNCell, is_real
 from .states import State
 
 
@@ -256,8 +257,8 @@ class LayerNormLSTMCell(LSTMVariant):
         rng: Any = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias=bias, dtype=dtype, rng=rng)
-        if eps <= 0:
-            raise ValueError(f"LayerNormLSTMCell: eps={eps} must be more than 0")
+        if not is_real(eps) or not 0 < eps < math.inf:
+            raise ValueError(f"LayerNormLSTMCell: eps={eps!r} must be more than 0, and finite")
         self.eps = eps
         wide = len(self.gates) * hidden_size
         if input_size:

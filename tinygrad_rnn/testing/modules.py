@@ -199,12 +199,12 @@ def initial_state(module: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) ->
     None where it is learned: what is passed in its place would hide its parameters.
     """
     if isinstance(module, Cell):
-        starts = [module.initial_state(len(inputs[0]) if inputs and inputs[0] is not None else 1)]
-        return None if learned(starts) else starts[0]
+        batch = len(inputs[0]) if inputs and inputs[0] is not None else 1
+        return None if learned([module.first_state(1)]) else module.initial_state(batch)
     with no_grad():
         final = module(*inputs, **{**kwargs, "trace": False})[1]
     cells = [cell for _, _, cell in module.cells()]
-    if learned([cell.initial_state(1) for cell in cells]):
+    if learned([cell.first_state(1) for cell in cells]):
         return None
     rows = [np.asarray(s) for cell in cells for s in flatten(cell.initial_state(1))]
     shapes = [s.shape for s in flatten(final)]

@@ -201,7 +201,7 @@ def _recomputes(draw: Any) -> Case:
     T, k, rng = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(rngs())
     x, h, c = grid(rng, (T, 1, 2)), grid(rng, (1, 2)), grid(rng, (1, 2))
     x_of, state = Tensor(x, requires_grad=True), (Tensor(h), Tensor(c))
-    run = Segments(_Mixing(2, 2), _mixed, x_of, state, T, k)
+    run = Segments(_Mixing(2, 2), _mixed, x_of, state, T, k, False, T)
     return Case(recompute, (x, h, c), {"run": run})
 
 

@@ -259,5 +259,5 @@ def first_values(cfg: RNNConfig) -> dict[str, Array]:
 
 def fixed_start(cfg: RNNConfig) -> str | None:
     """Return why a relation that passes initial states does not apply."""
-    starts = [cell.initial_state(1) for _, _, cell in cfg.fresh().cells()]
+    starts = [cell.first_state(1) for _, _, cell in cfg.fresh().cells()]
     return "passes initial states, and this cell learns its own" if learned(starts) else None
