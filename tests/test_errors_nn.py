@@ -204,7 +204,7 @@ def test_sizes_and_settings_of_cells():
         nn.GRUCell(-1, H)
     with says(ValueError, "RNNCell: hidden_size=0 must be a whole number, 1 or more"):
         RNNCell(D, 0)
-    with says(ValueError, "LSTM: num_layers=0 must be 1 or more"):
+    with says(ValueError, "LSTM: num_layers=0 must be a whole number, 1 or more"):
         LSTM(D, H, 0)
     with says(ValueError, "RNNCell: activation is one of tanh, relu, identity or a callable"):
         RNNCell(D, H, activation="sigmoid")

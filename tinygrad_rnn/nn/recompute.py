@@ -55,7 +55,7 @@ class Segments:
         self.spans = spans[::-1] if reverse else spans  # in the order in which they run
         self.parameters = [p for p in cell.parameters() if p.requires_grad]
         self.inputs: list[Tensor] = [*([] if x is None else [x]), *leaves(state), *self.parameters]
-        self._check_types([s.dtype for s in leaves(state) if s.dtype.kind != "c"])
+        self._check_types(leaves(state))
         self.shape: tuple[int, ...] = ()  # of the outputs
 
     def __call__(self) -> tuple[Tensor, State]:
@@ -99,8 +99,8 @@ class Segments:
                     one = outputs[0].data
                     self.shape = (self.steps, *one.shape)
                     size = sum([s.size for s in last]) * len(self.spans) + math.prod(self.shape)
-                    self._check_types([a.dtype for a in (one, *last)])
-                    flat = np.zeros(size, one.dtype)
+                    self._check_types([one, *last])
+                    flat = np.zeros(size, np.result_type(one, *last))
                     out, ends = self._shares(flat)
                 for t, y in enumerate(outputs, begin):
                     out[t] = y.data
@@ -114,9 +114,10 @@ class Segments:
         assert flat is not None
         return flat
 
-    def _check_types(self, given: list[np.dtype[Any]]) -> None:
-        """Raise where what shall lie in one array is of several types."""
-        kinds = list(dict.fromkeys(given))
+    def _check_types(self, given: Sequence[Any]) -> None:
+        """Raise where what shall lie in one array is of several types, complex parts apart."""
+        types = [a.dtype for a in given]
+        kinds = dict.fromkeys([np.finfo(d).dtype if d.kind == "c" else d for d in types])
         if len(kinds) > 1:
             raise DtypeError(
                 f"checkpoint_every: output and state of {type(self.cell).__name__} must have one "
