@@ -116,6 +116,8 @@ def test_output_size_is_that_of_the_output():
             layer = GRU(D, H, bidirectional=both, merge=merge)
             out, _ = layer(np.ones((2, 1, D)))
             assert next(flatten(out)).shape[-1] == layer.output_size
+    unequal = Recurrent([(RNNCell(2, 3), RNNCell(2, 4))], merge=None)
+    assert unequal.output_size == 3  # that of the first of the pair
     assert LSTM(D, H, 2, bidirectional=True, merge="sum").L1["fwd"].input_size == H
     assert LSTM(D, H, 2, bidirectional=True).L1["fwd"].input_size == 2 * H
 
@@ -157,6 +159,7 @@ def mask_of(layer, x, **call):
     with record():
         out, final = layer(x, **call)
     masks = {t.order: t for t in graph.nodes([out, *flatten(final)]) if t.name == "recurrent_mask"}
+    assert all(t.place is None or t.place.step is None for t in masks.values())  # of all steps
     return [t.data for t in masks.values()], out, final
 
 

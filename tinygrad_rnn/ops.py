@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import Array, choose
 from .errors import DtypeError, ShapeError
 from .op import Op, Use, primitive
 
@@ -140,15 +140,16 @@ minimum.vjp(
 where: Op = primitive(
     "(),(),()->()",
     "x ? y : z",
+    name="where",
     doc="Elements of y where the mask x holds, else elements of z.",
     selects=slice(1),
     linear=True,
     reads="inputs",
-)(np.where)
+)(choose)
 where.vjp(
     None,
-    lambda g, r, mask, x, y: where(mask, g, 0.0),
-    lambda g, r, mask, x, y: where(mask, 0.0, g),
+    lambda g, r, mask, x, y: (choose if type(g) is np.ndarray else where)(mask, g, 0.0),
+    lambda g, r, mask, x, y: (choose if type(g) is np.ndarray else where)(mask, 0.0, g),
 )
 
 # comparisons are recorded, so that a trace does not freeze them, and have no gradient

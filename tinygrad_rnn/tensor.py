@@ -402,7 +402,7 @@ def _apply_all(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Ten
         data = op.forward(*[x.data for x in inputs], **attrs)
     except (ValueError, IndexError, TypeError) as error:
         raise explain(op, inputs, attrs, error) from None
-    return _node(op, inputs, attrs, data, any(x.requires_grad for x in inputs))
+    return _node(op, inputs, attrs, data, any([x.requires_grad for x in inputs]))
 
 
 def constant(value: Any, like: Tensor) -> Tensor:

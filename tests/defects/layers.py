@@ -8,7 +8,7 @@ from tinygrad_rnn.nn.stacked import _Stacked
 
 from .planting import Defect, edit, patched
 
-ENDED = "new = keep_past_end(Tensor(inside[:, None]), new, state)"
+ENDED = "new = keep_past_end(Tensor(valid[t, :, None]), new, state)"
 SHOWN = "out = ops.where(inside.reshape(inside.shape + (1,) * (out.ndim - 2)), out, 0.0)"
 STEP = "result = cell.step(inputs[t], state)"
 KEPT = "outputs[t], state = y, new"

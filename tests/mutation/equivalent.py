@@ -101,6 +101,9 @@ EQUIVALENT = {
             " -> y.size >= _WORTH_RELEASING and here.mode == NEEDED and (here.frozen is None)": (
                 "an output that needs no gradient has no inputs whose arrays could be released"
             ),
+            "index: valid[start:start + T] -> valid[start:start + T + 1]": (
+                "of more rows those of the T steps are read"
+            ),
             "index: (len(valid[0]), cell.hidden_size) -> (len(valid[-1]), cell.hidden_size)": ONE,
         },
         "_drop": {
@@ -124,6 +127,19 @@ EQUIVALENT = {
         ),
         "_pad: missing copy: np.array([s.shape[0] for s in parts])"
         " -> [s.shape[0] for s in parts]": "lengths are made an array where they are checked",
+    }.items()
+} | {
+    ("nn.cells", f"Cell.learn_state: {change}"): reason
+    for change, reason in {
+        "constant: self.initial_state(1) -> self.initial_state(2)": "the first row is taken",
+        "index: Parameter(row.data[0]) -> Parameter(row.data[-1])": ONE,
+    }.items()
+} | {
+    ("nn.variants", f"LSTMVariant.__init__: constant: self.b.data.{change}"): reason
+    for change, reason in {
+        "reshape(-1, hidden_size) -> self.b.data.reshape(-2, hidden_size)": (
+            "NumPy takes any negative length for the one to be found"
+        ),
     }.items()
 } | {
     ("nn.noise", "_zone_out: comparison: rng.random(new.shape) < p -> rng.random(new.shape) <= p"):
@@ -151,6 +167,9 @@ EQUIVALENT = {
     for key, reason in {
         "choose: constant: (-1,) + (1,) * (new.ndim - 1) -> (-2,) + (1,) * (new.ndim - 1)": (
             "NumPy takes any negative length for the one to be found"
+        ),
+        "choose: constant: new.ndim != 2 -> new.ndim != 1": (
+            "where there are two axes, the mask is reshaped to the shape that it has"
         ),
         "nest: missing copy: np.asarray(state) -> state": (
             "a list of numbers becomes an array in as_tensors too"

@@ -460,6 +460,23 @@ def every_test_of(name):
     return run
 
 
+class Ever(nn.LSTMVariant):
+    """Never forgets, as the LSTM began."""
+
+    gates = ("i", "g", "o")
+
+    def forget_gate(self, a, c):
+        return 1.0
+
+
+def variants_start_as_they_are_said_to():
+    for cls in (*VARIANTS, Ever):
+        cell = cls(2, 3, rng=0)
+        assert cell.b.shape == (3 * (len(cell.gates) or 1),)
+        zero = cell.initial_state(2)
+        assert not isinstance(zero, tuple) or not np.shares_memory(*zero)
+
+
 def options_of_layers():
     """Each option by check_module, over ragged batches, and all of them where steps run again."""
     x = np.random.default_rng(0).standard_normal((3, 2, 2))
@@ -520,7 +537,7 @@ def kit(area):
 
 def after_the_kit(area):
     if area in ("options", "variants"):
-        return []
+        return [variants_start_as_they_are_said_to] if area == "variants" else []
     if area == "cells":
         return [initial_states_share_nothing, *tests_of(test_cells, SLOW), *options()]
     return [

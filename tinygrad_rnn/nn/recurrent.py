@@ -286,7 +286,10 @@ class Recurrent(Reading):
         """Run one cell over steps; return its outputs in the order of time, and its state."""
         here, T = scope(), len(inputs)
         at = place[1], DIRECTIONS.index(place[2])
-        valid = None if valid is None else valid[start:]
+        N, counts = 1, [0]
+        if valid is not None:
+            valid = valid[start : start + T]
+            N, counts = valid.shape[1], valid.sum(axis=1).tolist()  # how many are inside
         outputs: list[Any] = [None] * T
         marked: list[dict[str, Any]] = [{}] * T
         before, here.mask = here.mask, None
@@ -296,8 +299,8 @@ class Recurrent(Reading):
         first = True
         for t in reversed(range(T)) if place[2] == "rev" else range(T):
             here.place = Place(*place, start + t)
-            inside = None if valid is None or valid[t].all() else valid[t]
-            if inside is not None and not inside.any():  # every sequence has ended
+            count = N if valid is None else counts[t]
+            if not count:  # every sequence has ended
                 continue
             if traced is not None:
                 here.marks = marked[t] = {}
@@ -319,8 +322,8 @@ class Recurrent(Reading):
             if noise.zoneout:
                 kept = noise.zone_out(new, state, *at, start + t)
                 y, new = first_of(kept) if y is first_of(new) else y, kept
-            if inside is not None:
-                new = keep_past_end(Tensor(inside[:, None]), new, state)
+            if valid is not None and count < N:
+                new = keep_past_end(Tensor(valid[t, :, None]), new, state)
             outputs[t], state = y, new
             if (
                 y.requires_grad
