@@ -101,6 +101,8 @@ EQUIVALENT = {
             " -> y.size >= _WORTH_RELEASING and here.mode == NEEDED and (here.frozen is None)": (
                 "an output that needs no gradient has no inputs whose arrays could be released"
             ),
+            "constant: (1, [0]) -> (2, [0])": "any count but 0 says that all sequences are inside",
+            "constant: (1, [0]) -> (1, [1])": "without lengths the counts are not read",
             "index: valid[start:start + T] -> valid[start:start + T + 1]": (
                 "of more rows those of the T steps are read"
             ),
