@@ -123,7 +123,7 @@ def run(session: common.Session) -> dict[str, float]:
         model = Captioner(session.hidden, rng)
         data = batches(images[train], digits[train], batch_size=32, rng=rng)
         adam = optim.Adam(model.parameters(), optim.cosine(5e-3, session.epochs * len(data)))
-        session.fit(model, data, loss, adam, epochs=session.epochs, clip=1.0, label=str(seed))
+        session.fit(model, data, loss, adam, epochs=session.epochs, clip=1.0, label=f"seed-{seed}")
         model.eval()
         with no_grad():
             spelled = model.spell(images[test], len(SPELLED))

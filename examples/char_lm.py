@@ -113,13 +113,6 @@ SMALL = [
 ]  # fmt: skip
 
 
-def check(args: Any) -> str | None:
-    """Return what is wrong with the settings."""
-    if not 0 < args.temperature < math.inf:
-        return f"--temperature {args.temperature}: expected a number above 0"
-    return None
-
-
 def run(session: common.Session) -> dict[str, float]:
     """Train, measure, write and draw; return the result."""
     say = session.say
@@ -165,7 +158,7 @@ def run(session: common.Session) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; return the exit status."""
-    return common.main(__file__, __doc__, SETTINGS, run, argv, check)
+    return common.main(__file__, __doc__, SETTINGS, run, argv)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ other where other programs keep the cores busy.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import shlex
 import sys
@@ -30,6 +32,13 @@ Settings = Mapping[str, tuple[Any, str]]
 """By name: the default, whose type the option has (False: a switch), and what it is."""
 
 
+_FREE = ("out", "resume", "quiet", "seeds")  # settings that a run may change when it goes on
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 class Stopped(Exception):  # noqa: N818  it is no error
     """Ctrl-C ended a training run; its checkpoint and its history are written."""
 
@@ -40,7 +49,10 @@ class Session:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
         self.out: Path = args.out
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(f"--out {self.out}: {error.strerror}") from error
         self.begin = time.perf_counter()
 
     def __getattr__(self, setting: str) -> Any:
@@ -59,6 +71,21 @@ class Session:
         """Return the file in --out for this example and `label`: ``out/adding-lstm-0.csv``."""
         return self.out / f"{'-'.join([self.name, *[label] * bool(label)])}{ending}"
 
+    def check_settings(self, checkpoint: Path) -> None:
+        """Refuse to go on from a checkpoint of other settings; note those of a new one."""
+        ours = {k: v for k, v in vars(self.args).items() if k not in _FREE}
+        note = checkpoint.with_suffix(".json")
+        if self.args.resume and checkpoint.exists() and note.exists():
+            before = json.loads(note.read_text("utf-8"))
+            other = {k: before.get(k) for k, v in ours.items() if before.get(k) != v}
+            if other:
+                said = ", ".join([f"{_option(k)} {v}" for k, v in other.items()])
+                raise SystemExit(
+                    f"cannot resume: {checkpoint} was made with {said}: say so again, or pass "
+                    f"another --out"
+                )
+        note.write_text(json.dumps(ours), "utf-8")
+
     def fit(
         self,
         model: Module,
@@ -74,6 +101,7 @@ class Session:
         `label` tells this training run from the others of the example.
         """
         checkpoint, table = self.path(label, ".npz"), self.path(label, ".csv")
+        self.check_settings(checkpoint)
         try:
             history = train.fit(
                 model,
@@ -108,16 +136,19 @@ def read(
         "quiet": (False, "print only the result"),
     }
     for name, (default, text) in {**settings, **common}.items():
-        option = "--" + name.replace("_", "-")
         if isinstance(default, bool):
-            parser.add_argument(option, action="store_true", default=default, help=text)
+            parser.add_argument(_option(name), action="store_true", default=default, help=text)
         else:
-            parser.add_argument(option, type=type(default), default=default, help=text)
+            parser.add_argument(_option(name), type=type(default), default=default, help=text)
     args = parser.parse_args(argv)
     for name, (default, _) in settings.items():
         value = getattr(args, name)
         if type(default) is int and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+            parser.error(f"{_option(name)} {value}: expected 1 or more")
+        if type(default) is float and not 0 < value < math.inf:
+            parser.error(f"{_option(name)} {value}: expected a number above 0")
+    if args.seed < 0:
+        parser.error(f"--seed {args.seed}: expected 0 or more")
     wrong = check(args) if check is not None else None
     if wrong:
         parser.error(wrong)

@@ -161,7 +161,7 @@ def run(session: common.Session) -> dict[str, float]:
         right = [a == f for a, (_, f) in zip(answers, tests, strict=True)]
         results.append((float(np.mean(right)), float(baseline)))
         wrong = [k for k, ok in enumerate(right) if not ok]
-        for k in [0, 1, 2, *wrong[:3]]:
+        for k in dict.fromkeys([0, 1, 2, *wrong[:3]]):
             e, f = tests[k]
             better = "" if right[k] else f", not {spoken(f)!r}"
             say(f"{spoken(e)!r} -> {spoken(answers[k])!r}{better}")

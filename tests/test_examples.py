@@ -94,6 +94,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_history_and_resume_goes_on(
         ("bptt_by_hand", ["--text", ""]),
         ("custom_cell", ["--steps", "1"]),
         ("adding", ["--steps", "1"]),
+        ("adding", ["--lr", "-1"]),
+        ("adding", ["--lr", "nan"]),
+        ("adding", ["--seed", "-1"]),
         ("addition", ["--samples", "5"]),
         ("caption_digits", ["--held-out", "1790"]),
         ("digits_mlp", ["--samples", "99"]),
@@ -130,3 +133,19 @@ def test_without_scikit_learn_the_digits_say_what_to_install(name, tmp_path, mon
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(SystemExit, match=r"pip install -e '\.\[examples\]'"):
         load(name).main(["--out", str(tmp_path)])
+
+
+def test_a_folder_that_cannot_be_made_is_said_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"--out .*file/out: Not a directory"):
+        run("custom_cell", tmp_path / "file" / "out")
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tmp_path, capsys):
+    run("custom_cell", tmp_path, "--quiet")
+    first = capsys.readouterr().out.split(" seconds")[0]
+    with pytest.raises(SystemExit, match=r"cannot resume: .* was made with --seed 0: say so again"):
+        run("custom_cell", tmp_path, "--seed", "4", "--resume")
+    capsys.readouterr()
+    assert run("custom_cell", tmp_path, "--quiet", "--resume") == 0
+    assert capsys.readouterr().out.split(" seconds")[0] == first

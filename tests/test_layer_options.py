@@ -401,6 +401,7 @@ def test_zoneout_of_a_nested_state_and_of_more_axes():
 BAD = [
     ({"merge": "avg"}, ValueError, "'avg' is not one of 'concat', 'sum', 'mul', 'ave' or None"),
     ({"merge": 3}, ValueError, "merge=3 is not one of"),
+    ({"merge": ["sum"]}, ValueError, "is not one of"),
     ({"merge": None, "num_layers": 2, "bidirectional": True}, ValueError,
      "it goes with one layer, not with 2"),
     ({"recurrent_dropout": 1.5}, ValueError, "recurrent_dropout=1.5 is not in [0, 1]"),
@@ -481,3 +482,11 @@ def test_a_step_that_fails_leaves_no_mask_behind():
     state = np.ones((1, H))
     want = np.tanh(np.ones((1, D)) @ cell.W_x.data + state @ cell.W_h.data)
     np.testing.assert_allclose(cell(np.ones((1, D)), state)[0].data, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", ["a", -1, 1.5, np.random.default_rng(0)])
+def test_a_seed_of_the_masks_is_a_whole_number(seed):
+    layer = RNN(D, H, recurrent_dropout=0.5, rng=0)
+    layer.mask_seed = seed
+    with pytest.raises(ValueError, match=r"mask_seed=.* must be None or a whole number, 0 or more"):
+        layer(np.ones((2, 1, D)))

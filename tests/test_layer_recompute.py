@@ -418,3 +418,15 @@ def test_memory_is_that_of_a_segment_and_of_the_states_between():
     assert states > 0.9 * 190 * ROW  # 190 more of them are kept
     for k in (20, 40):
         assert peak(600, k) - peak(400, k) < 0.3 * 200 * step
+
+
+def test_outputs_of_any_rank_are_turned_to_the_batch():
+    class Square(Cell):
+        def step(self, x, state):
+            return state.reshape(-1, 2, 2) * 1.0, state + x
+
+    x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
+    plain = Recurrent(Square(4, 4), batch_first=True)(x)[0]
+    saved = Recurrent(Square(4, 4), batch_first=True, checkpoint_every=np.int64(2))(x)[0]
+    assert plain.shape == (2, 5, 2, 2)
+    np.testing.assert_array_equal(saved.data, plain.data)

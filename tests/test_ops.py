@@ -333,3 +333,10 @@ def test_uses_of_a_weight_may_be_collected_in_blocks(cached, create_graph, monke
     found = np.asarray(grad(outputs, W, gs, create_graph))
     want = sum(x.T @ g for x, g in zip(xs, gs, strict=True))
     np.testing.assert_allclose(found, want, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("mask", [np.array([1.0, 0.0]), np.array([True, False])])
+def test_a_mask_says_nothing_of_the_type_of_what_it_chooses(mask):
+    x = Tensor(np.float32([3, 4]))
+    for chosen in (ops.where(Tensor(mask), x, 0.5), ops.where(Tensor(mask), x.data, 0.5)):
+        np.testing.assert_array_equal(chosen.data, np.float32([3, 0.5]), strict=True)

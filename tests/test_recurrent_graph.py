@@ -231,6 +231,30 @@ def test_a_learned_initial_state_gets_its_gradient():
     check_gradients(lambda: weighted(layer(x, lengths=[2, 0, 1])), {"start": start, "x": x})
 
 
+class Explodes(Cell):
+    """Finite on its sequences, infinite on the zeros behind their ends."""
+
+    def step(self, x, state):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return x / (x * x).sum(axis=1, keepdims=True), state + x
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_what_is_infinite_past_an_end_reaches_no_gradient(every):
+    x = Tensor(np.abs(inputs(4, 2, D).data) + 0.5, requires_grad=True)
+    cell = Explodes(D, D, dtype=np.float64)
+    stacked = Recurrent([cell, RNNCell(D, H, dtype=np.float64, rng=0)], checkpoint_every=every)
+    both = Recurrent((cell, RNNCell(D, D, dtype=np.float64, rng=0)), merge="mul")
+    for layer in (stacked, both):
+        with np.errstate(invalid="ignore"):
+            g = grad(layer(x, lengths=[4, 2])[0].sum(), [x, *layer.parameters()])
+        for n, T in enumerate([4, 2]):  # each sequence alone has nothing past its end
+            alone = grad(layer(x[:T, n : n + 1])[0].sum(), [x, *layer.parameters()])
+            g = [a - b for a, b in zip(g, alone, strict=True)]
+        for rest in g:
+            np.testing.assert_allclose(rest, 0, atol=1e-12)
+
+
 # --- long runs ----
 
 

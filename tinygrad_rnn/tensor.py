@@ -122,7 +122,8 @@ class Tensor:
         given = (x, *more)
         if not all([isinstance(t, Tensor) for t in given]):
             chosen = range(*op.selects.indices(len(given)))
-            floats = [t for t in given if isinstance(t, Tensor) and t.data.dtype.kind in "fc"]
+            floats = [Tensor(t) for k, t in enumerate(given) if k not in chosen and
+                      isinstance(t, Tensor | np.ndarray) and t.dtype.kind in "fc"]  # fmt: skip
             like = floats[0] if floats else self
             given = tuple([t if isinstance(t, Tensor) else Tensor(t) if k in chosen
                            else constant(t, like) for k, t in enumerate(given)])  # fmt: skip

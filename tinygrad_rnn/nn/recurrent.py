@@ -18,7 +18,7 @@ from ..inspection import where
 from ..memory import release
 from ..scope import NEEDED, Call, Mask, Place, scope
 from ..tensor import Tensor, next_order
-from .cells import Cell
+from .cells import Cell, is_whole
 from .noise import Noise, Zoneout, check_rates
 from .reading import DIRECTIONS, Input, Reading, cut
 from .recompute import Segments
@@ -27,6 +27,7 @@ from .states import (
     alike,
     as_tensors,
     choose,
+    finite_past_end,
     first_of,
     holds_tensors,
     keep_past_end,
@@ -214,6 +215,8 @@ class Recurrent(Reading):
                         out, final = run()
                     else:
                         out, final = loop(inputs, states.pop(0))
+                    if given.valid is not None and (k < self.num_layers - 1 or self.merge == "mul"):
+                        out = finite_past_end(out, given.valid)
                     sides.append(out)
                     finals.append(final)
                 here.place, here.marks = Place(call), None
@@ -243,7 +246,10 @@ class Recurrent(Reading):
         between = self.dropout and self.num_layers > 1
         if self.training and (between or self.recurrent_dropout or self.zoneout):
             seed = self.mask_seed
-            seed = int(self.rng.integers(_SEEDS)) if seed is None else seed
+            if seed is None:
+                seed = int(self.rng.integers(_SEEDS))
+            elif not is_whole(seed) or seed < 0:
+                raise ValueError(f"mask_seed={seed!r} must be None or a whole number, 0 or more")
         return Noise(seed, self.recurrent_dropout, self.zoneout)
 
     def _segment(self, T: int) -> int | None:
@@ -390,7 +396,7 @@ class Recurrent(Reading):
             return stack([y.reshape(y.shape[1:]) for y in outputs])
         axis = 1 if self.batch_first and given.lengths is None else 0
         if isinstance(outputs, Tensor):
-            out = outputs.transpose(1, 0, 2) if axis else outputs
+            out = outputs.transpose(1, 0, *range(2, outputs.ndim)) if axis else outputs
         else:
             out = stack(outputs, axis=axis)
         if given.lengths is not None:
@@ -430,7 +436,7 @@ def _check_cells(who: str, pairs: list[tuple[Any, ...]], merge: str | None) -> N
 
 def _check_merge(who: str, merge: Any, pairs: list[tuple[Any, ...]]) -> None:
     """Raise where the outputs of two directions cannot be merged in that way."""
-    if merge is not None and merge not in MERGES:
+    if merge is not None and (not isinstance(merge, str) or merge not in MERGES):
         words = ", ".join([repr(word) for word in MERGES])
         raise ValueError(f"{who}: merge={merge!r} is not one of {words} or None")
     if merge is None and len(pairs) > 1 and len(pairs[0]) > 1:
@@ -448,8 +454,7 @@ def _check_merge(who: str, merge: Any, pairs: list[tuple[Any, ...]]) -> None:
 
 
 def _check_every(who: str, every: Any) -> None:
-    fits = every is None or every == "sqrt"
-    if not fits and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+    if not (every is None or every == "sqrt" or (is_whole(every) and every >= 1)):
         raise ValueError(
             f'{who}: checkpoint_every={every!r} must be a number of steps, 1 or more, or "sqrt"'
         )

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import ops
+from ..arrays import Array
 from ..tensor import Tensor
 
 State = Any  # one Tensor, or any tuple of Tensors
@@ -25,6 +26,21 @@ def keep_past_end(inside: Tensor, new: State, old: State) -> State:
     if isinstance(new, tuple):
         return tuple([keep_past_end(inside, a, b) for a, b in zip(new, old, strict=True)])
     return choose(inside, new, old)
+
+
+def finite_past_end(outputs: Any, valid: Array) -> Any:
+    """Return outputs (T, N, ...), whole or by steps, finite past the end of each sequence.
+
+    No gradient arrives there, but what reads an infinity would multiply it with that 0.
+    """
+    if isinstance(outputs, Tensor):
+        if np.isfinite(outputs.data).all():
+            return outputs
+        return ops.where(valid.reshape(valid.shape + (1,) * (outputs.ndim - 2)), outputs, 0.0)
+    return [
+        y if np.isfinite(y.data).all() else choose(Tensor(inside[:, None]), y, 0.0)
+        for y, inside in zip(outputs, valid, strict=True)
+    ]
 
 
 def holds_tensors(state: Any) -> bool:
