@@ -162,7 +162,7 @@ class Recurrent(Reading):
         lengths : array_like of int (N,), optional
             How many steps of each sequence are valid; 0 is allowed.  Beyond them the output is
             zero, the last *valid* state is returned, the reverse direction starts at each
-            sequence's own end, and no value of x matters.
+            sequence's own end, and x counts as 0.
         steps : int, optional
             T, with ``x=None``.
         trace : bool
