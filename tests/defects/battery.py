@@ -14,7 +14,7 @@ import numpy as np
 
 from tinygrad_rnn import nn
 from tinygrad_rnn.op import OPS
-from tinygrad_rnn.testing import programs, report, strategies
+from tinygrad_rnn.testing import programs, strategies
 from tinygrad_rnn.testing.checks import check_grad
 from tinygrad_rnn.testing.configs import grid
 from tinygrad_rnn.testing.integrity import check_vjp
@@ -24,7 +24,7 @@ from tinygrad_rnn.testing.profiles import profile
 from tinygrad_rnn.testing.registry import check_case, spec_of
 from tinygrad_rnn.testing.relations import RELATIONS
 from tinygrad_rnn.testing.relations.engine import FUNCTIONS
-from tinygrad_rnn.testing.report import GradientError
+from tinygrad_rnn.testing.report import GradientError, unheard
 from tinygrad_rnn.testing.second import Backward
 from tinygrad_rnn.testing.subject import from_function
 
@@ -136,17 +136,6 @@ def layer_checks(defect, count):
 
 
 CHECKS = {"lstm": lstm_checks, "engine": engine_checks, "layer": layer_checks}
-
-
-@contextlib.contextmanager
-def unheard():
-    """Keep the checks of faulty code out of the counts at the end of a test run."""
-    before = report.LISTENERS[:]
-    report.LISTENERS.clear()
-    try:
-        yield
-    finally:
-        report.LISTENERS[:] = before
 
 
 def battery(family, defect=None, count=20):

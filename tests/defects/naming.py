@@ -6,9 +6,8 @@ import numpy as np
 
 from tinygrad_rnn import Tensor, graph
 from tinygrad_rnn.testing.checks import check_grad
-from tinygrad_rnn.testing.report import GradientError
+from tinygrad_rnn.testing.report import GradientError, unheard
 
-from .battery import unheard
 from .engine import CELL, MIXED, POWERS, RAGGED
 from .planting import Defect, rule, rule_all
 

@@ -3,14 +3,13 @@
 import pytest
 
 from tests.defects import battery, naming, peers
-from tests.defects.battery import unheard
 from tests.defects.lstm import DEFECTS as IN_THE_LSTM
 from tests.defects.lstm import HandLSTM, OnlyLast, arrays_of, truncation
 from tests.defects.table import DEFECTS
 from tinygrad_rnn import nn
 from tinygrad_rnn.op import OPS
 from tinygrad_rnn.testing.configs import RNNConfig
-from tinygrad_rnn.testing.report import GradientError
+from tinygrad_rnn.testing.report import GradientError, unheard
 
 DRAWN = {"lstm": 20, "engine": 20, "layer": 0}  # beside the corners; profile ci draws 200
 

@@ -239,7 +239,7 @@ def _shrunk(once: Callable[[RNNConfig], None], failed: FailedError) -> FailedErr
     while shrinking:
         for small in _neighbours(failed.cfg):
             try:
-                with _unheard():
+                with report.unheard():
                     once(small)
             except FailedError as found:
                 if found.alike(failed):
@@ -275,17 +275,6 @@ def _about(cfg: RNNConfig) -> Iterator[None]:
     finally:
         if label in heard:
             heard.remove(label)
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Keep what is tried while shrinking out of the counts."""
-    before = report.LISTENERS[:]
-    report.LISTENERS.clear()
-    try:
-        yield
-    finally:
-        report.LISTENERS[:] = before
 
 
 # --- what may be asked ----------------------------------------------------------------------------
