@@ -430,3 +430,28 @@ def test_outputs_of_any_rank_are_turned_to_the_batch():
     saved = Recurrent(Square(4, 4), batch_first=True, checkpoint_every=np.int64(2))(x)[0]
     assert plain.shape == (2, 5, 2, 2)
     np.testing.assert_array_equal(saved.data, plain.data)
+
+
+def test_complex_and_real_parts_of_a_state_meet():
+    class Apart(Cell):
+        """One part is complex, the other stays real: a complex step along the second part."""
+
+        states = ("h", "c")
+
+        def initial_state(self, batch):
+            zero = super().initial_state(batch)
+            return zero, zero.copy()
+
+        def step(self, x, state):
+            h, c = state
+            return h + x, (h + x, c * h)
+
+    x, h, c = inputs(5, 2, 3).data, inputs(2, 3, seed=1).data, inputs(2, 3, seed=2).data
+    found = []
+    for every in (None, 2):
+        layer = Recurrent(Apart(3, 3, dtype=np.float64), checkpoint_every=every)
+        h0 = Tensor(h, requires_grad=True)
+        out, state = layer(x, (h0, c + 1j))
+        found.append([out.data, *arrays(state), grad(out.sum(), h0)])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)

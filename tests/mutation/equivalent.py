@@ -101,6 +101,9 @@ EQUIVALENT = {
             " -> y.size >= _WORTH_RELEASING and here.mode == NEEDED and (here.frozen is None)": (
                 "an output that needs no gradient has no inputs whose arrays could be released"
             ),
+            "dropped term: valid is not None and count < N -> count < N": (
+                "without lengths the count is N"
+            ),
             "constant: (1, [0]) -> (2, [0])": "any count but 0 says that all sequences are inside",
             "constant: (1, [0]) -> (1, [1])": "without lengths the counts are not read",
             "index: valid[start:start + T] -> valid[start:start + T + 1]": (
@@ -120,6 +123,12 @@ EQUIVALENT = {
         },
     }.items()
     for change, reason in changes.items()
+} | {
+    (
+        "nn.reading",
+        "Input.used: swapped arguments: max(1, int(self.valid.any(axis=1).sum()))"
+        + " -> max(int(self.valid.any(axis=1).sum()), 1)",
+    ): "the greater of two numbers has no order",
 } | {
     ("nn.reading", f"Reading.{change}"): reason
     for change, reason in {
