@@ -124,11 +124,11 @@ EQUIVALENT = {
     }.items()
     for change, reason in changes.items()
 } | {
-    (
-        "nn.reading",
-        "Input.used: swapped arguments: max(1, int(self.valid.any(axis=1).sum()))"
-        + " -> max(int(self.valid.any(axis=1).sum()), 1)",
-    ): "the greater of two numbers has no order",
+    ("nn.reading", f"Input.used: {change}"): reason
+    for change, reason in {
+        "swapped arguments: max(1, int(self.valid.any(axis=1).sum()))"
+        " -> max(int(self.valid.any(axis=1).sum()), 1)": "the greater of two has no order",
+    }.items()
 } | {
     ("nn.reading", f"Reading.{change}"): reason
     for change, reason in {

@@ -198,7 +198,7 @@ def _mixed(inputs: list[Any], state: Any, start: int) -> Any:
 
 @st.composite
 def _recomputes(draw: Any) -> Case:
-    T, k, rng = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(rngs())
+    T, k, rng = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(rngs())
     x, h, c = grid(rng, (T, 1, 2)), grid(rng, (1, 2)), grid(rng, (1, 2))
     x_of, state = Tensor(x, requires_grad=True), (Tensor(h), Tensor(c))
     run = Segments(_Mixing(2, 2), _mixed, x_of, state, T, k, False, T)
