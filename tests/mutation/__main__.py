@@ -27,6 +27,9 @@ def main(argv=None):
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--suite", default="all", choices=["all", "kit"], help="which checks")
     parser.add_argument("--report", help="a JSON file of all results")
+    parser.add_argument(
+        "--listed", action="store_true", help="run those that are listed as equivalent too"
+    )
     parser.add_argument("--again", help="a report: run what survived in it, and nothing else")
     args = parser.parse_args(argv)
     began = time.monotonic()
@@ -35,7 +38,9 @@ def main(argv=None):
         before = json.loads(Path(args.again).read_text())
         left = {(r["module"], r["key"]) for r in before if r["outcome"] == "survived"}
         todo = [job for job in todo if job.key in left]
-    areas = list(dict.fromkeys(job.area for job in todo))
+    skipped = [job for job in todo if job.key in EQUIVALENT and not args.listed]
+    todo = [job for job in todo if job.key not in EQUIVALENT or args.listed]
+    areas = list(dict.fromkeys(job.area for job in [*todo, *skipped]))
     plain = [runner.Job(area, "", None) for area in areas]
     for result in runner.run(plain, args.jobs, args.suite):
         if result.outcome != "survived":
@@ -43,6 +48,7 @@ def main(argv=None):
             return 2
         say(f"{result.job.area}: all checks pass without a fault, {result.seconds:.1f} s")
     results = runner.run(todo, args.jobs, args.suite, tell)
+    results += [runner.Result(job, "survived", "", "listed, not run", 0.0) for job in skipped]
     for area in areas:
         say(summary(area, [r for r in results if r.job.area == area]))
     say(f"{summary('all', results)}, {time.monotonic() - began:.0f} s")

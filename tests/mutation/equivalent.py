@@ -6,6 +6,7 @@ ONE = "there is one, or all are alike in this: first and last are the same"
 SUM = "a sum of two does not depend on their order"
 LENGTH_1 = "the axis has length 1: first and last are the same"
 UNUSED = "the rule takes the attribute because the op has it, and does not use it"
+TOP = "the output of the top layer is masked past an end anyway: it may be made finite before"
 COPY = "own says where np.array(g) is not needed: without it there is one copy more"
 
 EQUIVALENT = {
@@ -86,6 +87,12 @@ EQUIVALENT = {
     ("nn.recurrent", f"Recurrent.{function}: {change}"): reason
     for function, changes in {
         "forward": {
+            "dropped term: given.valid is not None and (k < self.num_layers - 1"
+            " or self.merge == 'mul') -> given.valid is not None": TOP,
+            "comparison: k < self.num_layers - 1 -> k <= self.num_layers - 1": TOP,
+            "sign: self.num_layers - 1 -> self.num_layers + 1": TOP,
+            "dropped term: self.num_layers - 1 -> self.num_layers": TOP,
+            "constant: self.num_layers - 1 -> self.num_layers - 0": TOP,
             "dropped statement: here.place, here.marks = (Place(call), None) -> pass": (
                 "_unroll leaves the same place and no marks behind"
             ),
