@@ -17,13 +17,16 @@ from .tensor import Parameter, Tensor
 from .transforms import grad, hvp, jacobian, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
-    from . import bptt, testing, train
+    from . import bptt, compiler, testing, train
+    from .compiler import compile
 
 __all__ = [
     "Module",
     "Parameter",
     "Tensor",
     "bptt",
+    "compile",
+    "compiler",
     "data",
     "debug",
     "functional",
@@ -46,6 +49,8 @@ keep_freed()
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("bptt", "testing", "train"):  # loaded when they are asked for
+    if name == "compile":
+        return importlib.import_module(".compiler", __name__).compile
+    if name in ("bptt", "compiler", "testing", "train"):  # loaded when they are asked for
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

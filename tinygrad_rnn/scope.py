@@ -74,7 +74,7 @@ class Mask:
 class Scope:
     """What holds while nodes are made: recorded or not, inspected or not, and the place."""
 
-    __slots__ = ("frozen", "marks", "mask", "mode", "place")
+    __slots__ = ("frozen", "kind", "marks", "mask", "mode", "place")
 
     def __init__(self) -> None:
         self.mode = NEEDED
@@ -82,6 +82,7 @@ class Scope:
         self.marks: dict[str, Any] | None = None  # what mark() fills while a trace is taken
         self.mask: Mask | None = None  # of recurrent dropout, while a cell runs
         self.frozen: list[Array] | None = None  # the arrays debug() protects; None outside it
+        self.kind: Any = None  # the class of the nodes that are made; None: Tensor
 
 
 class Thread(threading.local):
@@ -151,6 +152,13 @@ def recording() -> Iterator[None]:
 def at(place: Place | None) -> Iterator[None]:
     """Make the nodes inside at `place`."""
     with _set("place", place):
+        yield
+
+
+@contextmanager
+def making(kind: Any) -> Iterator[None]:
+    """Let the nodes made inside be of the class `kind`, which a trace can tell from others."""
+    with _set("kind", kind):
         yield
 
 

@@ -371,7 +371,7 @@ def _node(
     op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any], data: Any, needs: bool
 ) -> Tensor:
     here = thread.scope
-    t: Tensor = _new(Tensor)
+    t: Tensor = _new(here.kind or Tensor)
     t.data = data if type(data) is _ndarray else np.asarray(data)
     t.order = next_order()
     t._grad = t.name = None

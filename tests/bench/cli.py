@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -24,19 +25,24 @@ MEASUREMENTS = {  # name: (module, function, rounds of a full run)
     "checkpoint": ("layers", "measure_checkpoint", 7),
     "beam": ("beam", "measure", 21),
     "dates": ("dates", "measure", 21),
+    "compiled": ("compiled", "measure", 15),
 }
 NOTE = "Ratios to peers are medians of the rounds' ratios; the times beside them are medians."
 SMOKE = "SMOKE RUN: tiny sizes and few rounds; these figures are not for quoting."
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print one table, return 0 whether or not the wanted figures are met."""
+def main(argv: list[str] | None = None, unset: Mapping[str, str] | None = None) -> int:
+    """Measure, print one table, return 0 whether or not the wanted figures are met.
+
+    `unset` is what was removed from the environment.
+    """
     options = parse(argv)
     if options.pin is not None:
         os.sched_setaffinity(0, {options.pin})
-    from .machine import describe  # loads NumPy, after the pin
+    from .compiled import environment  # loads NumPy, after the pin
+    from .machine import describe
 
-    about = describe()
+    about = describe() | environment(unset)
     if options.smoke:
         print(SMOKE)
     start = perf_counter()

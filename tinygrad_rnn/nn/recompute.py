@@ -22,11 +22,22 @@ from ..ops import concat
 from ..scope import at, masked, no_grad, recording
 from ..tensor import Tensor, next_order
 from ..transforms import grad
-from .cells import Cell
+from .cells import Cell, is_whole
+from .reading import DIRECTIONS, Input
 from .states import State, leaves, map_state
 
 Loop = Callable[[list[Any], State, int], tuple[list[Any], State]]
 """``loop(inputs, state, start)``: run the steps from `start` on; (outputs in time, last state)."""
+Runner = Callable[..., tuple[Any, State]]
+"""``run(cell, loop, x, state, direction, given)``: all steps; (outputs (T, N, H), last state)."""
+
+
+def check_every(who: str, every: Any) -> None:
+    """Raise where `every` is no number of steps."""
+    if not (every is None or every == "sqrt" or (is_whole(every) and every >= 1)):
+        raise ValueError(
+            f'{who}: checkpoint_every={every!r} must be a number of steps, 1 or more, or "sqrt"'
+        )
 
 
 @primitive(None, "f(x, ...)")
@@ -36,6 +47,14 @@ def recompute(*arrays: Array, run: Segments) -> Array:
 
 
 recompute.vjp_all(lambda g, y, *inputs, run: run.backward(g, y, inputs))
+
+
+def segmented(
+    cell: Cell, loop: Loop, x: Tensor | None, state: State, direction: str, given: Input, every: int
+) -> tuple[Tensor, State]:  # fmt: skip
+    """Run a cell over all steps, `every` of them at a time."""
+    reverse = direction == DIRECTIONS[1]
+    return Segments(cell, loop, x, state, given.steps, every, reverse, given.used)()
 
 
 class Segments:

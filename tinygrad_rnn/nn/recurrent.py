@@ -21,7 +21,7 @@ from ..tensor import Tensor, next_order
 from .cells import Cell, is_whole
 from .noise import Noise, Zoneout, check_rates
 from .reading import DIRECTIONS, Input, Reading, cut
-from .recompute import Segments
+from .recompute import Runner, check_every, segmented
 from .states import (
     State,
     alike,
@@ -118,7 +118,7 @@ class Recurrent(Reading):
         check_rates(who, "dropout", dropout)
         check_rates(who, "recurrent_dropout", recurrent_dropout)
         check_rates(who, "zoneout", zoneout, several=True)
-        _check_every(who, checkpoint_every)
+        check_every(who, checkpoint_every)
         self.batch_first, self.dropout, self.merge = batch_first, dropout, merge
         self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
         self.checkpoint_every = checkpoint_every
@@ -194,11 +194,11 @@ class Recurrent(Reading):
         states = self._split_state(state, given)
         noise = self._noise()
         traced: Trace | None = {} if trace else None
-        every = None if trace else self._segment(T)
+        run = self._runner(T, trace)
         finals: list[State] = []
         before = here.place, here.marks, here.mask
         try:
-            inputs: Any = given.x if every else [None] * T if given.x is None else cut(given.x)
+            inputs: Any = given.x if run else [None] * T if given.x is None else cut(given.x)
             for k in range(self.num_layers):
                 sides = []
                 for direction, cell in getattr(self, f"L{k}").items():
@@ -206,18 +206,13 @@ class Recurrent(Reading):
                         self._unroll, cell, place=(call, k, direction), valid=given.valid,
                         noise=noise, traced=traced,
                     )  # fmt: skip
-                    out: Any
-                    if every:
-                        run = Segments(
-                            cell, loop, inputs, states.pop(0), T, every, direction == "rev",
-                            given.used,
-                        )  # fmt: skip
-                        out, final = run()
+                    if run is None:
+                        side, final = loop(inputs, states.pop(0))
                     else:
-                        out, final = loop(inputs, states.pop(0))
+                        side, final = run(cell, loop, inputs, states.pop(0), direction, given)
                     if given.valid is not None and (k < self.num_layers - 1 or self.merge == "mul"):
-                        out = finite_past_end(out, given.valid)
-                    sides.append(out)
+                        side = finite_past_end(side, given.valid)
+                    sides.append(side)
                     finals.append(final)
                 here.place, here.marks = Place(call), None
                 if self.merge is None and len(sides) > 1:
@@ -230,15 +225,19 @@ class Recurrent(Reading):
                 if self.merge or len(sides) == 1
                 else tuple([self._join(side, given) for side in sides])
             )
-            result = out, self._join_state(finals, given)
+            end = self._join_state(finals, given)
         finally:
             here.place, here.marks, here.mask = before
         if traced is None:
-            return result
-        return *result, {
-            name: v[:, 0] if given.unbatched and v.ndim > 2 and v.shape[1] == 1 else v
-            for name, v in traced.items()
-        }
+            return out, end
+        return (
+            out,
+            end,
+            {
+                name: v[:, 0] if given.unbatched and v.ndim > 2 and v.shape[1] == 1 else v
+                for name, v in traced.items()
+            },
+        )
 
     def _noise(self) -> Noise:
         """Return what this call draws at random; the generator moves only where it is needed."""
@@ -251,6 +250,11 @@ class Recurrent(Reading):
             elif not is_whole(seed) or seed < 0:
                 raise ValueError(f"mask_seed={seed!r} must be None or a whole number, 0 or more")
         return Noise(seed, self.recurrent_dropout, self.zoneout)
+
+    def _runner(self, T: int, trace: bool) -> Runner | None:
+        """Return what runs a cell over all steps at once; None runs step by step."""
+        every = None if trace else self._segment(T)
+        return None if every is None else partial(segmented, every=every)
 
     def _segment(self, T: int) -> int | None:
         """Return how many steps are run between two states that are kept; None keeps all."""
@@ -451,13 +455,6 @@ def _check_merge(who: str, merge: Any, pairs: list[tuple[Any, ...]]) -> None:
                 raise ShapeError(
                     f"{who}: merge={merge!r} needs directions of one size; layer {k} has {sizes}"
                 )
-
-
-def _check_every(who: str, every: Any) -> None:
-    if not (every is None or every == "sqrt" or (is_whole(every) and every >= 1)):
-        raise ValueError(
-            f'{who}: checkpoint_every={every!r} must be a number of steps, 1 or more, or "sqrt"'
-        )
 
 
 def _check_mask(cell: Cell, mask: Mask | None) -> None:

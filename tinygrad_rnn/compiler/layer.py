@@ -1,0 +1,312 @@
+"""Layers whose cells run compiled: the same call, the same parameters, the same results."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..arrays import Array
+from ..functional import stack
+from ..module import Module
+from ..nn.cells import Cell
+from ..nn.noise import Noise, Zoneout
+from ..nn.reading import DIRECTIONS, Input, cut
+from ..nn.recompute import Runner
+from ..nn.recurrent import Recurrent, _check_mask, _check_step
+from ..nn.states import State, first_of, keep_past_end, leaves, map_state, name_parts
+from ..ops import where
+from ..scope import ALWAYS, NEEDED, Mask, masked, scope
+from ..tensor import Parameter, Tensor
+from . import numba_backend, passes, rows
+from .errors import CompileError
+from .numpy_backend import Kernels
+from .passes import Schedule
+from .tape import Run, loop, output
+from .trace import Program, Request, trace
+
+_KEPT = 32  # programs of a layer
+
+
+class CompileWarning(UserWarning):
+    """A layer that was to run compiled runs unrolled."""
+
+
+class Compiled(Recurrent):
+    """What a compiled layer adds to the class of the layer."""
+
+    _compiler: Compiler
+
+    def _runner(self, T: int, trace: bool) -> Runner | None:
+        here = scope()
+        if here.mode == ALWAYS or here.frozen is not None:  # all nodes are wanted
+            return super()._runner(T, trace)
+        return partial(self._compiler.run, self)
+
+    @property
+    def plan(self) -> Schedule | None:
+        """The schedule of the last call: what runs before, inside and after the loop."""
+        return self._compiler.plan
+
+    def report(self) -> str:
+        """Return what became of the steps of the last call, in words."""
+        return self._compiler.report()
+
+
+class Compiler:
+    """What a compiled layer remembers: programs, schedules, and why it could not."""
+
+    def __init__(self, backend: str | None = None) -> None:
+        self.backend = backend
+        self.without_numba = ""
+        self.programs: dict[Any, Any] = {}  # and the parameters, or why there is none
+        self.kernels: dict[Any, tuple[Schedule, Any]] = {}
+        self.plan: Schedule | None = None
+        self.reasons: dict[str, str] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiler:
+        return Compiler(self.backend)
+
+    # --- running
+
+    def run(
+        self, layer: Recurrent, cell: Cell, unrolled: Any, x: Any, state: State, direction: str,
+        given: Input,
+    ) -> tuple[Any, State]:  # fmt: skip
+        """Run all steps of one cell compiled, or unrolled where that cannot be."""
+        place = "L{}.{}".format(*unrolled.keywords["place"][1:])
+        given_types = [t.dtype.kind for t in [*leaves(state), *([] if x is None else [x])]]
+        try:
+            if "c" not in given_types:  # complex steps are for checks
+                return self._run(cell, unrolled, x, state, direction, given)
+        except CompileError as reason:
+            if self.reasons.get(place) != str(reason):
+                self.reasons[place] = str(reason)
+                warnings.warn(
+                    f"{type(layer).__name__} {place}: {type(cell).__name__} runs unrolled: "
+                    f"{reason}",
+                    CompileWarning,
+                    stacklevel=5,
+                )
+        outputs, final = unrolled([None] * given.steps if x is None else cut(x), state)
+        return stack(outputs), final
+
+    def _run(
+        self, cell: Cell, unrolled: Any, x: Any, state: State, direction: str, given: Input
+    ) -> tuple[Any, State]:
+        noise: Noise = unrolled.keywords["noise"]
+        traced = unrolled.keywords["traced"]
+        place = unrolled.keywords["place"]
+        parts = leaves(state)
+        dtype = cell.dtype
+        if any(t.dtype != dtype for t in [*parts, *([] if x is None else [x])]):
+            raise CompileError(f"x or the state is not {dtype}, as the cell is")
+        if noise.zoneout and noise.seed is not None:
+            raise CompileError("zoneout draws anew at each step")
+        mask = noise.recurrent_mask(first_of(state), place[1], DIRECTIONS.index(place[2]))
+        program, named = self._program(
+            cell, x, state, given, mask, noise.zoneout, traced is not None
+        )
+        marks = program.marks if traced is not None else {}
+        if any(v.role != "rows" for v in marks.values()):
+            raise CompileError("a mark has no axis of the batch")
+        inputs = [*([] if x is None else [x]), *parts, *[p for _, p in named]]
+        backward = scope().mode == NEEDED and any(t.requires_grad for t in inputs)
+        wanted = tuple([name for name, p in named if p.requires_grad]) if backward else ()
+        x_grad = backward and x is not None and x.requires_grad
+        key = id(program), backward, wanted, x_grad, traced is not None
+        if key not in self.kernels:
+            _limit(self.kernels)
+            self.kernels[key] = self._build(program, x_grad, wanted, backward, traced is not None)
+        plan, kernels = self.kernels[key]
+        self.plan = plan
+        inside = None
+        if given.valid is not None:
+            inside = np.ascontiguousarray(given.valid).reshape(given.steps * given.batch, 1)
+        run = Run(
+            plan, kernels, given.steps, given.batch, direction == DIRECTIONS[1], x is not None,
+            [name for name, _ in named], inside, None if mask is None else mask.data,
+            partial(_again, unrolled, state),
+        )  # fmt: skip
+        token: Any = loop(*inputs, run=run)
+        read = partial(token.__record__, output, token, ())
+        y: Any = read({"run": run, "key": "y"})
+        ends = iter([read({"run": run, "key": k}) for k in range(len(parts))])
+        final = map_state(lambda _: next(ends), state)
+        name_parts(final, cell.states)
+        for name in marks:
+            value: Any = read({"run": run, "key": f"mark.{name}"})
+            if given.valid is not None and value.ndim > 2:
+                value = choose_steps(given.valid, value)
+            traced[f"L{place[1]}.{place[2]}.{name}"] = value
+        return y, final
+
+    def _build(
+        self, program: Program, x_grad: bool, wanted: tuple[str, ...], backward: bool, traced: bool
+    ) -> tuple[Schedule, Any]:
+        """Return the schedule and the functions of the best back end that can run it."""
+        words: Any = {"x_grad": x_grad, "parameters": wanted, "backward": backward,
+                      "traced": traced}  # fmt: skip
+        if self.backend != "numpy" and numba_backend.available():
+            try:
+                plan = passes.schedule(program, fuse=True, **words)
+                return plan, numba_backend.Kernels(plan)
+            except CompileError as reason:
+                self.without_numba = str(reason)
+        plan = passes.schedule(program, **words)
+        return plan, Kernels(plan)
+
+    def _program(
+        self,
+        cell: Cell,
+        x: Any,
+        state: State,
+        given: Input,
+        mask: Any,
+        zoneout: Zoneout,
+        traced: bool,
+    ) -> tuple[Program, list[tuple[str, Parameter]]]:
+        """Return the program of a cell and its parameters, traced where it is new."""
+        shapes = [(t.shape[1:], t.dtype) for t in leaves(state)]
+        features = None if x is None else x.shape[2]
+        inside = given.valid is not None
+        key = (
+            id(cell), _fingerprint(cell), features, tuple(shapes), inside, mask is not None,
+            zoneout, traced,
+        )  # fmt: skip
+        known = self.programs.get(key)
+        if known is None:
+            _limit(self.programs)
+            request = Request(
+                cell, partial(_body, zoneout, traced), features, shapes, partial(_nest, state),
+                inside, None if mask is None else mask.shape[1:],
+            )  # fmt: skip
+            try:
+                found: Any = trace(request)
+                passes.common(found)
+                rows.assign(found)
+                for v in [found.y, *found.states]:
+                    if v.role != "rows":
+                        raise CompileError("the output or the state has no axis of the batch")
+            except CompileError as reason:
+                found = reason
+            except Exception as error:
+                if isinstance(error, (KeyboardInterrupt, MemoryError)):
+                    raise
+                found = CompileError(f"its step failed with example values: {error}")
+            self.programs[key] = found, list(cell.named_parameters())
+            known = self.programs[key]
+        found, named = known
+        if isinstance(found, CompileError):
+            raise found
+        return found, named
+
+    def report(self) -> str:
+        """Return what became of the steps, in words."""
+        lines = [f"{place}: runs unrolled: {why}" for place, why in self.reasons.items()]
+        plan = self.plan
+        if plan is None:
+            return "\n".join(lines or ["not called yet"])
+        sections = {
+            "hoisted before the loop": plan.pre, "in the loop": plan.loop,
+            "after the loop": plan.post, "back, before the loop": plan.back_pre,
+            "back, in the loop": plan.back_loop, "sunk below the loop": plan.sink,
+        }  # fmt: skip
+        lines.append("back end: NumPy")
+        for name, part in sections.items():
+            lines.append(f"{name}: {len(part.values)}")
+            lines += [f"    {v}" for v in part.values]
+        lines.append("kept for the gradients: " + ", ".join([f"v{v.number}" for v in plan.kept]))
+        return "\n".join(lines)
+
+
+def choose_steps(valid: Array, value: Tensor) -> Any:
+    """Return a mark (T, N, ...) that is zero past the end of each sequence."""
+    return where(valid.reshape(valid.shape + (1,) * (value.ndim - 2)), value, 0.0)
+
+
+def _limit(cache: dict[Any, Any]) -> None:
+    while len(cache) >= _KEPT:
+        cache.pop(next(iter(cache)))
+
+
+def _nest(template: State, parts: Sequence[Any]) -> State:
+    rest = iter(parts)
+    return map_state(lambda _: next(rest), template)
+
+
+def _body(
+    zoneout: Zoneout, traced: bool, cell: Cell, x: Any, state: State, inside: Any, mask: Any
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Run one step as ``Recurrent`` does, with all that it adds."""
+    here = scope()
+    marks: dict[str, Any] = {}
+    here.marks = marks
+    read = None if mask is None else Mask(mask)
+    with masked(read):
+        result = cell.step(x, state)
+    _check_step(cell, result, state)
+    _check_mask(cell, read)
+    y, new = result
+    if zoneout:
+        kept = Noise(None, 0.0, zoneout).zone_out(new, state)
+        y, new = first_of(kept) if y is first_of(new) else y, kept
+    if inside is not None:
+        new = keep_past_end(inside, new, state)
+    return y, new, dict(marks) if traced else {}
+
+
+def _again(
+    unrolled: Callable[..., Any], template: State, x: Any, parts: Sequence[Any]
+) -> tuple[list[Any], State, dict[str, Any]]:
+    """Run the steps unrolled, recorded."""
+    words = dict(unrolled.keywords)  # type: ignore[attr-defined]
+    marks: dict[str, Any] | None = None if words["traced"] is None else {}
+    steps = [None] * words["place"][0].steps if x is None else cut(x)
+    again = partial(unrolled.func, *unrolled.args, **{**words, "traced": marks})  # type: ignore[attr-defined]
+    outputs, final = again(steps, _nest(template, parts))
+    prefix = "L{}.{}.".format(*words["place"][1:])
+    return outputs, final, {k.removeprefix(prefix): v for k, v in (marks or {}).items()}
+
+
+_plain = (int, float, str, bool, type(None), tuple)
+
+
+def _fingerprint(cell: Cell) -> tuple[Any, ...]:
+    """Return what tells a cell from itself with another setting."""
+    return tuple(
+        [
+            (name, value) if isinstance(value, _plain) else
+            (name, id(value), getattr(value, "requires_grad", None), getattr(value, "shape", None))
+            for module in _modules(cell)
+            for name, value in vars(module).items()
+            if name != "_called"
+        ]
+    )  # fmt: skip
+
+
+def _modules(cell: Cell) -> list[Module]:
+    if any(isinstance(v, Module | list | tuple | dict) for v in vars(cell).values()):
+        return [m for _, m in cell.named_modules()]
+    return [cell]
+
+
+_classes: dict[type, type] = {}
+
+
+def compiled(layer: Recurrent, backend: str | None = None) -> Compiled:
+    """Return a layer that shares everything with `layer` and runs compiled."""
+    kind = type(layer)
+    if issubclass(kind, Compiled):
+        return layer  # type: ignore[return-value]
+    if kind not in _classes:
+        _classes[kind] = type(kind.__name__, (Compiled, kind), {"__module__": kind.__module__})
+    twin: Any = object.__new__(_classes[kind])
+    for name, value in vars(layer).items():
+        object.__setattr__(twin, name, copy.copy(value) if isinstance(value, dict) else value)
+    object.__setattr__(twin, "_compiler", Compiler(backend))
+    return twin  # type: ignore[no-any-return]

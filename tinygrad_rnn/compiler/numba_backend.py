@@ -1,0 +1,208 @@
+"""The back end for speed: the loops over time are numba kernels, what is around them is NumPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import CompileError
+from .fused import Loop, Place, features
+from .numpy_backend import _Writer
+from .passes import Schedule, Section
+from .rows import VIEWS
+from .trace import Value
+
+
+def available() -> bool:
+    """Return whether numba and scipy are installed."""
+    import importlib.util
+
+    return all(importlib.util.find_spec(name) for name in ("numba", "scipy"))
+
+
+class Kernels:
+    """The forward and the backward of a schedule."""
+
+    name = "numba"
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        writer = FusedWriter(schedule)
+        self.source = writer.source()
+        text = "\n".join([loop.source for loop in writer.loops])
+        self.kernels = _load(text)
+        from .prelude import gemm_address
+
+        names: dict[str, Any] = {"np": np, "fill": _fill, **writer.constants}
+        for loop in writer.loops:
+            names[loop.name] = getattr(self.kernels, loop.name)
+        names["BLAS"] = gemm_address(writer.dtype)
+        names["tile"] = _tile
+        exec(compile(self.source, "<compiled step>", "exec"), names)
+        self.forward, self.backward = names["forward"], names["backward"]
+
+
+_HEAD = '''
+
+from numba import njit
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+
+CACHE = True
+U = np.uint64  # as an index it cannot be negative, so that no check stands in the way of SIMD
+
+
+class Apart(CompilerBase):
+    """Compiles functions of which no two arrays overlap."""
+
+    def define_pipelines(self):
+        self.state.flags.noalias = True
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
+'''
+
+
+def _load(text: str) -> Any:
+    from .cache import load
+
+    head = (Path(__file__).parent / "prelude.py").read_text(encoding="utf-8")
+    return load(head + _HEAD + text)
+
+
+def _tile(N: int, width: int) -> int:
+    """Return how many rows a tile has: few, where the weights fit into the cache beside them."""
+    return N if width > 256 else 8
+
+
+def _fill(a: Any) -> Any:
+    return a.ravel()
+
+
+class FusedWriter(_Writer):
+    """Writes the sections around the loops for NumPy, and a call of a kernel for each loop."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        self.loops: list[Loop] = []
+        self.dtype = schedule.program.y.dtype
+
+    def call(self, loop: Loop) -> None:
+        """Write the tiles of a loop."""
+        self.loops.append(loop)
+        for name in loop.arguments:
+            if name.startswith("m"):
+                self.put(f"{name} = fill(s{name[1:]})")
+            elif name.startswith("s"):
+                self.put(f"{name} = fill(np.asarray({name}))")
+        arguments = ", ".join(loop.arguments)
+        widest = max([features(v) for v in self.plan.program.states], default=1)
+        self.put(f"rows = tile(N, {widest})")
+        self.put("for r0 in range(0, N, rows):")
+        self.put(f"    {loop.name}(T, N, r0, min(N, r0 + rows), reverse, BLAS, {arguments})")
+
+    def outer(self, section: Section) -> dict[Value, Place]:
+        """Return the places of the leaves and values that a loop reads from outside."""
+        places: dict[Value, Place] = {}
+        program = self.plan.program
+        ends = program.seeds[1 : 1 + len(program.states)]
+        outside = dict.fromkeys(section.outside)
+        for v in section.values:
+            outside.update(dict.fromkeys([i for i in v.inputs if i.op is None]))
+        for v in outside:
+            if v.role != "rows" or v.leaf == "constant" or v in ends:
+                continue
+            name, k = f"w{v.number}", features(v)
+            if v.leaf == "state":
+                places[v] = Place(f"S{v.name}", "(t + p) * N + n", k)
+            elif v.leaf == "mask":
+                self.put(f"f{v.number} = fill(mask)")
+                places[v] = Place(f"f{v.number}", "0 + n", k)
+            else:
+                self.put(f"f{v.number} = fill({name})")
+                places[v] = Place(f"f{v.number}", "t * N + n", k)
+        return places
+
+    def buffer(self, v: Value) -> Place:
+        """Make a buffer for a value of all steps."""
+        self.put(f"b{v.number} = np.empty(R * {features(v)}, {self.constant(v.dtype)})")
+        return Place(f"b{v.number}", "t * N + n", features(v))
+
+    def forward(self) -> None:
+        """Write the forward function."""
+        plan, program = self.plan, self.plan.program
+        self.lines.append("def forward(T, N, reverse, x, S, parameters, inside, mask):")
+        self.put("p, q = (1, 0) if reverse else (0, 1)")
+        self.head((plan.pre, plan.loop, plan.post), "S")
+        for v in plan.pre.values:
+            self.compute(v, "all", None)
+        loop = set(plan.loop.values)
+        places = self.outer(plan.loop)
+        for k in range(len(program.states)):
+            self.put(f"S{k} = S[{k}].reshape(-1)")
+        copies: list[tuple[Value, Place]] = []
+        targets: dict[Value, int] = {}
+        for k, v in enumerate(program.states):
+            place = Place(f"S{k}", "(t + q) * N + n", features(v))
+            if v in loop and v.op not in VIEWS and v not in targets:
+                targets[v], places[v] = k, place
+            else:
+                copies.append((v, place))
+        for v, _ in copies:
+            if v.op is not None and v not in loop and v.role == "rows":
+                self.put(f"f{v.number} = fill(w{v.number})")
+                places[v] = Place(f"f{v.number}", "t * N + n", features(v))
+        wanted = [*plan.kept, program.y, *(program.marks.values() if plan.traced else []),
+                  *plan.post.outside]  # fmt: skip
+        buffers = [v for v in dict.fromkeys(wanted) if v in loop and v not in targets]
+        for v in buffers:
+            place = self.buffer(v)
+            if v.op in VIEWS:
+                copies.append((v, place))
+            else:
+                places[v] = place
+        self.call(Loop("step_forward", plan.loop, places, copies, False, self.dtype))
+        for v in buffers:
+            self.put(f"w{v.number} = b{v.number}.reshape({self.shape(v, 'all')})")
+        for v, k in targets.items():
+            self.put(f"w{v.number} = S[{k}][q : q + T].reshape({self.shape(v, 'all')})")
+        self.finish()
+
+    def carried_loop(self, loop: Section, inner: set[Value]) -> None:
+        """Write the call of the kernel that carries the cotangents back through time."""
+        plan, program = self.plan, self.plan.program
+        n = len(program.states)
+        ends = program.seeds[1 : 1 + n]
+        places = self.outer(loop)
+        for k in range(n):
+            self.put(f"G{k} = gends[{k}].reshape(-1)")
+            self.put(f"S{k} = S[{k}].reshape(-1)")
+        for k, s in enumerate(ends):
+            if s is not None:
+                places[s] = Place(f"G{k}", "0 + n", features(s))
+        needs = [v for v in plan.sink.outside if v in inner]
+        copies: list[tuple[Value, Place]] = []
+        for v in needs:
+            places[v] = self.buffer(v)
+        outer_seeds = [s for s in ends if s is not None
+                       and any(s in v.inputs for v in plan.sink.values)]  # fmt: skip
+        for v in outer_seeds:
+            copies.append((v, self.buffer(v)))
+        twice = []
+        for k, g in enumerate(program.state_grads):
+            place = Place(f"G{k}", "0 + n", features(program.states[k]))
+            if g is None:
+                raise CompileError("a state without a gradient runs on NumPy")
+            if g.op is not None and g not in inner:
+                self.put(f"f{g.number} = fill(w{g.number})")
+                places[g] = Place(f"f{g.number}", "t * N + n", features(g))
+            elif g.op is None or g.op in VIEWS:
+                twice.append(g)
+            copies.append((g, place))
+        if len(twice) > 1 or (twice and n > 1):
+            raise CompileError("a cotangent that passes through as it is runs on NumPy")
+        self.call(Loop("step_backward", loop, places, copies, True, self.dtype))
+        for v in (*needs, *outer_seeds):
+            self.put(f"w{v.number} = b{v.number}.reshape({self.shape(v, 'all')})")
+        self.put("G = gends")

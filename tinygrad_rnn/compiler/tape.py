@@ -1,0 +1,140 @@
+"""A compiled loop as a node of the tape: ``loop`` ran it, ``output`` reads what it made.
+
+The node of the loop has no array of its own but a token; the cotangents of its outputs meet in
+it, and its rule runs the steps back.  On Tensors the rule differentiates the unrolled steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import autodiff
+from ..arrays import Array
+from ..functional import stack
+from ..op import OPS, Use, primitive
+from ..scope import at, masked, recording
+from ..tensor import Tensor
+from .passes import Schedule
+from .trace import flat
+
+
+class Cotangents:
+    """The gradients of the outputs of a loop, by their keys; zero where one is missing."""
+
+    shape = ()
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: dict[Any, Any]) -> None:
+        self.parts = parts
+
+
+class Run:
+    """One call of a compiled loop.
+
+    Its inputs are x, if there is one, the parts of the state, and the parameters; its outputs are
+    called "y", 0, 1, ... for the parts of the last state, and "mark.f" for a mark f.
+    """
+
+    def __init__(
+        self, plan: Schedule, kernels: Any, T: int, N: int, reverse: bool, reads: bool,
+        names: Sequence[str], inside: Array | None, mask: Array | None,
+        unrolled: Callable[..., tuple[Any, Any, dict[str, Any]]],
+    ) -> None:  # fmt: skip
+        self.plan, self.kernels, self.T, self.N = plan, kernels, T, N
+        self.reverse, self.reads, self.names = reverse, reads, names
+        self.inside, self.mask, self.unrolled = inside, mask, unrolled
+        self.outputs: dict[Any, Array] = {}
+
+    def _cut(self, arrays: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+        n = len(self.plan.program.states)
+        first = int(self.reads)
+        return (arrays[0] if self.reads else None), arrays[first : first + n], arrays[first + n :]
+
+    def forward(self, arrays: Sequence[Array]) -> Array:
+        """Run all steps; keep what the way back reads."""
+        T, N = self.T, self.N
+        x, states, parameters = self._cut(arrays)
+        self.x = None if x is None else np.ascontiguousarray(x).reshape(T * N, x.shape[2])
+        self.S = [np.empty((T + 1, *s.shape), s.dtype) for s in states]
+        first, last = (T, 0) if self.reverse else (0, T)
+        for whole, s in zip(self.S, states, strict=True):
+            whole[first] = s
+        y, marks, self.kept = self.kernels.forward(
+            T, N, self.reverse, self.x, self.S, parameters, self.inside, self.mask
+        )
+        self.outputs = {"y": y.reshape(T, N, *y.shape[1:])}
+        self.outputs.update({k: whole[last] for k, whole in enumerate(self.S)})
+        for name, v in zip(self.plan.program.marks, marks, strict=False):
+            self.outputs[f"mark.{name}"] = v.reshape(T, N, *v.shape[1:])
+        return np.zeros((), y.dtype)
+
+    def backward(self, g: Cotangents, arrays: Sequence[Array]) -> list[Any]:
+        """Return the gradients of all inputs."""
+        plan, T, N = self.plan, self.T, self.N
+        _, _, parameters = self._cut(arrays)
+        gy = self._whole(g, "y")
+        gmarks = [self._whole(g, f"mark.{m}") for m in (plan.program.marks if plan.traced else ())]
+        gends = [np.array(g.parts[k]) if k in g.parts else np.zeros_like(whole[0])
+                 for k, whole in enumerate(self.S)]  # fmt: skip
+        gx, gstates, found = self.kernels.backward(
+            T, N, self.reverse, self.x, self.S, parameters, self.inside, self.mask, self.kept,
+            gy, gends, gmarks,
+        )  # fmt: skip
+        by_name = dict(zip(plan.parameters, found, strict=True))
+        head = [None if gx is None else gx.reshape(T, N, -1)] if self.reads else []
+        return [*head, *gstates, *[by_name.get(name) for name in self.names]]
+
+    def _whole(self, g: Cotangents, key: str) -> Array:
+        y = self.outputs[key]
+        part = g.parts.get(key)
+        whole = np.zeros(y.shape, y.dtype) if part is None else np.ascontiguousarray(part)
+        return whole.reshape(self.T * self.N, *y.shape[2:])
+
+    def again(self, g: Cotangents, inputs: Sequence[Tensor]) -> list[Any]:
+        """Return the gradients of all inputs as Tensors, through the unrolled steps."""
+        x, states, parameters = self._cut(inputs)
+        with recording(), at(None), masked(None):
+            own_x = None if x is None else x * 1
+            own = [s * 1 for s in states]
+            y, state, marks = self.unrolled(own_x, own)
+            outputs: dict[Any, Any] = {"y": stack(y), **dict(enumerate(flat(state)))}
+            outputs.update({f"mark.{k}": v for k, v in marks.items()})
+            keys = list(g.parts)
+            wrt = [*([] if own_x is None else [own_x]), *own, *parameters]
+            return autodiff.gradients(
+                [outputs[k] for k in keys], wrt, [g.parts[k] for k in keys], create_graph=True
+            )
+
+
+def _meet(token: Any, uses: Sequence[Use]) -> Cotangents:
+    parts: dict[Any, Any] = {}
+    for g, _, attrs in uses:
+        key = attrs["key"]
+        parts[key] = parts[key] + g if key in parts else g
+    return Cotangents(parts)
+
+
+def _back(g: Cotangents, y: Any, *inputs: Any, run: Run) -> list[Any]:
+    return run.again(g, inputs) if isinstance(y, Tensor) else run.backward(g, inputs)
+
+
+@primitive(None, "f(x, ...)")
+def loop(*arrays: Array, run: Run) -> Array:
+    """All steps of a compiled cell; what they made is read by ``output``."""
+    return run.forward(arrays)
+
+
+@primitive(None, "output of the loop", reads="")
+def output(token: Array, run: Run, key: Any) -> Array:
+    """One of the things that a compiled loop made."""
+    return run.outputs[key]
+
+
+loop.vjp_all(_back)
+output.vjp(lambda g, y, token, run, key: Cotangents({key: g}))
+output.collect(0, _meet)
+for _op in (loop, output):  # no primitives for models: they stand for the steps of one call
+    del OPS[_op.name]
