@@ -288,3 +288,11 @@ class Own(Plain):
 def test_a_cell_of_ones_own(backend):
     layer = nn.Recurrent(Own())
     agree(numbers(fast(layer, backend), inputs()), numbers(layer, inputs()))
+
+
+@pytest.mark.skipif(not NUMBA, reason="numba is not installed")
+def test_the_number_of_threads_changes_no_bit():
+    layer = nn.LSTM(3, 64, rng=0)
+    x = inputs(T=30, N=29, dtype=np.float32)
+    one, two = [numbers(tinygrad_rnn.compile(layer, threads=n, backend="numba"), x) for n in (1, 2)]
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))

@@ -14,12 +14,12 @@ __all__ = ["CompileError", "CompileWarning", "Compiled", "compile"]
 M = TypeVar("M", bound=Module)
 
 
-def compile(model: M, *, backend: str | None = None) -> M:
+def compile(model: M, *, threads: int | None = None, backend: str | None = None) -> M:
     """Return a layer that runs its cells' steps compiled; a model has its layers replaced."""
     if isinstance(model, Recurrent):
-        return compiled(model, backend)  # type: ignore[return-value]
+        return compiled(model, backend, threads)  # type: ignore[return-value]
     for _, module in list(model.named_modules()):
         for name, value in list(vars(module).items()):
             if isinstance(value, Recurrent):
-                object.__setattr__(module, name, compiled(value, backend))
+                object.__setattr__(module, name, compiled(value, backend, threads))
     return model

@@ -60,8 +60,8 @@ class Compiled(Recurrent):
 class Compiler:
     """What a compiled layer remembers: programs, schedules, and why it could not."""
 
-    def __init__(self, backend: str | None = None) -> None:
-        self.backend = backend
+    def __init__(self, backend: str | None = None, threads: int | None = None) -> None:
+        self.backend, self.threads = backend, threads
         self.without_numba = ""
         self.programs: dict[Any, Any] = {}  # and the parameters, or why there is none
         self.kernels: dict[Any, tuple[Schedule, Any]] = {}
@@ -69,7 +69,7 @@ class Compiler:
         self.reasons: dict[str, str] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiler:
-        return Compiler(self.backend)
+        return Compiler(self.backend, self.threads)
 
     # --- running
 
@@ -154,7 +154,7 @@ class Compiler:
         if self.backend != "numpy" and numba_backend.available():
             try:
                 plan = passes.schedule(program, fuse=True, **words)
-                return plan, numba_backend.Kernels(plan)
+                return plan, numba_backend.Kernels(plan, self.threads)
             except CompileError as reason:
                 self.without_numba = str(reason)
         plan = passes.schedule(program, **words)
@@ -298,7 +298,7 @@ def _modules(cell: Cell) -> list[Module]:
 _classes: dict[type, type] = {}
 
 
-def compiled(layer: Recurrent, backend: str | None = None) -> Compiled:
+def compiled(layer: Recurrent, backend: str | None = None, threads: int | None = None) -> Compiled:
     """Return a layer that shares everything with `layer` and runs compiled."""
     kind = type(layer)
     if issubclass(kind, Compiled):
@@ -308,5 +308,5 @@ def compiled(layer: Recurrent, backend: str | None = None) -> Compiled:
     twin: Any = object.__new__(_classes[kind])
     for name, value in vars(layer).items():
         object.__setattr__(twin, name, copy.copy(value) if isinstance(value, dict) else value)
-    object.__setattr__(twin, "_compiler", Compiler(backend))
+    object.__setattr__(twin, "_compiler", Compiler(backend, threads))
     return twin  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from .fused import Loop, Place, features
 from .numpy_backend import _Writer
 from .passes import Schedule, Section
 from .rows import VIEWS
+from .threads import blas_alone, cpus, run
 from .trace import Value
+
+_WORTH = 1 << 15  # numbers of a state over all steps; fewer take less than a thread's start
 
 
 def available() -> bool:
@@ -27,8 +31,9 @@ class Kernels:
 
     name = "numba"
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, threads: int | None = None) -> None:
         self.schedule = schedule
+        self.threads = cpus() if threads is None else threads
         writer = FusedWriter(schedule)
         self.source = writer.source()
         text = "\n".join([loop.source for loop in writer.loops])
@@ -39,9 +44,13 @@ class Kernels:
         for loop in writer.loops:
             names[loop.name] = getattr(self.kernels, loop.name)
         names["BLAS"] = gemm_address(writer.dtype)
-        names["tile"] = _tile
+        names.update(tile=_tile, run=run, partial=partial, alone=blas_alone, threads=self.worth)
         exec(compile(self.source, "<compiled step>", "exec"), names)
         self.forward, self.backward = names["forward"], names["backward"]
+
+    def worth(self, numbers: int) -> int:
+        """Return how many threads a loop over so many numbers is worth."""
+        return self.threads if numbers > _WORTH else 1
 
 
 _HEAD = '''
@@ -99,8 +108,9 @@ class FusedWriter(_Writer):
         arguments = ", ".join(loop.arguments)
         widest = max([features(v) for v in self.plan.program.states], default=1)
         self.put(f"rows = tile(N, {widest})")
-        self.put("for r0 in range(0, N, rows):")
-        self.put(f"    {loop.name}(T, N, r0, min(N, r0 + rows), reverse, BLAS, {arguments})")
+        self.put("with alone():")
+        self.put(f"    run([partial({loop.name}, T, N, r0, min(N, r0 + rows), reverse, BLAS,")
+        self.put(f"        {arguments}) for r0 in range(0, N, rows)], threads(T * N * {widest}))")
 
     def outer(self, section: Section) -> dict[Value, Place]:
         """Return the places of the leaves and values that a loop reads from outside."""
