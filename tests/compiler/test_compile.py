@@ -83,6 +83,7 @@ def test_a_compiled_layer_is_the_layer(name, backend):
     for x in (inputs(), inputs(1, 1), inputs(4, 11)):
         agree(numbers(quick, x), numbers(layer, x))
     assert "unrolled" not in quick.report()
+    assert f"back end: {'numba' if backend == 'numba' else 'NumPy'}" in quick.report()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

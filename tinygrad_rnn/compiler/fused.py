@@ -222,6 +222,8 @@ class Loop:
             place = Place(name, "", 0, 0, 0 if k == 1 else 1)
         else:
             if inner not in self.places:
+                if inner.op is None:  # scratch would be read before it is written
+                    raise CompileError(f"a {inner.leaf} that passes through as it is runs on NumPy")
                 name, k = f"z{inner.number}", features(inner)
                 self.scratch[name] = k, inner.dtype.name
                 self.places[inner] = Place(name, "n - r0", k)

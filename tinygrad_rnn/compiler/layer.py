@@ -62,7 +62,7 @@ class Compiler:
 
     def __init__(self, backend: str | None = None, threads: int | None = None) -> None:
         self.backend, self.threads = backend, threads
-        self.without_numba = ""
+        self.without_numba, self.used = "", ""  # why not numba; the back end of the last call
         self.programs: dict[Any, Any] = {}  # and the parameters, or why there is none
         self.kernels: dict[Any, tuple[Schedule, Any]] = {}
         self.plan: Schedule | None = None
@@ -123,7 +123,7 @@ class Compiler:
             _limit(self.kernels)
             self.kernels[key] = self._build(program, x_grad, wanted, backward, traced is not None)
         plan, kernels = self.kernels[key]
-        self.plan = plan
+        self.plan, self.used = plan, kernels.name
         inside = None
         if given.valid is not None:
             inside = np.ascontiguousarray(given.valid).reshape(given.steps * given.batch, 1)
@@ -198,9 +198,13 @@ class Compiler:
                 if isinstance(error, (KeyboardInterrupt, MemoryError)):
                     raise
                 found = CompileError(f"its step failed with example values: {error}")
-            self.programs[key] = found, list(cell.named_parameters())
+            held = [(module, dict(vars(module))) for module in _modules(cell)]  # so ids stay theirs
+            names = [v.name for v in getattr(found, "values", ()) if v.leaf == "parameter"]
+            by_name = dict(cell.named_parameters())
+            named = [(name, by_name[name]) for name in names]  # as the back ends count them
+            self.programs[key] = found, named, held
             known = self.programs[key]
-        found, named = known
+        found, named, _ = known
         if isinstance(found, CompileError):
             raise found
         return found, named
@@ -216,7 +220,9 @@ class Compiler:
             "after the loop": plan.post, "back, before the loop": plan.back_pre,
             "back, in the loop": plan.back_loop, "sunk below the loop": plan.sink,
         }  # fmt: skip
-        lines.append("back end: NumPy")
+        lines.append(f"back end: {self.used}")
+        if self.used == "NumPy" and self.without_numba:
+            lines.append(f"without numba: {self.without_numba}")
         for name, part in sections.items():
             lines.append(f"{name}: {len(part.values)}")
             lines += [f"    {v}" for v in part.values]
@@ -273,20 +279,36 @@ def _again(
     return outputs, final, {k.removeprefix(prefix): v for k, v in (marks or {}).items()}
 
 
-_plain = (int, float, str, bool, type(None), tuple)
+_PLAIN = (int, float, str, bool, type(None))
 
 
 def _fingerprint(cell: Cell) -> tuple[Any, ...]:
     """Return what tells a cell from itself with another setting."""
     return tuple(
         [
-            (name, value) if isinstance(value, _plain) else
-            (name, id(value), getattr(value, "requires_grad", None), getattr(value, "shape", None))
+            (name, value if type(value) in _PLAIN else _told(value))
             for module in _modules(cell)
             for name, value in vars(module).items()
             if name != "_called"
         ]
-    )  # fmt: skip
+    )
+
+
+def _told(value: Any) -> Any:
+    """Return what changes when a setting does: its content, as far as it is known to have one."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, Parameter):
+        return id(value), value.requires_grad, value.shape
+    if isinstance(value, Tensor):
+        return id(value), value.requires_grad, _told(value.data)
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.shape, value.dtype, value.tobytes()
+    if isinstance(value, tuple | list):
+        return type(value), tuple([_told(v) for v in value])
+    if isinstance(value, dict):
+        return tuple([(k, _told(v)) for k, v in value.items()])
+    return id(value)
 
 
 def _modules(cell: Cell) -> list[Module]:

@@ -195,8 +195,9 @@ class FusedWriter(_Writer):
         copies: list[tuple[Value, Place]] = []
         for v in needs:
             places[v] = self.buffer(v)
-        outer_seeds = [s for s in ends if s is not None
-                       and any(s in v.inputs for v in plan.sink.values)]  # fmt: skip
+        x_grad = program.x_grad if plan.x_grad else None
+        read = {x_grad, *[i for v in plan.sink.values for i in v.inputs]}
+        outer_seeds = [s for s in ends if s is not None and s in read]
         for v in outer_seeds:
             copies.append((v, self.buffer(v)))
         twice = []

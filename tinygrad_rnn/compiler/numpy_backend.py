@@ -71,9 +71,10 @@ class _Writer:
     def head(self, sections: Iterable[Section], step_states: str) -> None:
         """Bind leaves and compute what is shared."""
         needed: dict[Value, None] = {}
+        program = self.plan.program
+        ends = [program.y, *program.states, *program.marks.values()]  # a leaf is in no section
         stack = [v for s in sections for v in s.values]
-        if self.plan.program.y.role == "shared":
-            stack.append(self.plan.program.y)
+        stack += [v for v in ends if v.op is None or v.role == "shared"]
         seen = set(stack)
         while stack:
             for i in stack.pop().inputs:
@@ -106,10 +107,10 @@ class _Writer:
                 k = int(v.name)
                 self.put(f"w{v.number} = S[{k}][p : p + T].reshape({self.shape(v, 'all')})")
 
-    def slices(self, section: Section, leaves: dict[str, str]) -> list[str]:
+    def slices(self, section: Section, more: Iterable[Value] = ()) -> list[str]:
         """Return the lines that cut, at each step, what a loop reads from outside."""
         lines = []
-        outside = dict.fromkeys(section.outside)
+        outside = dict.fromkeys([*section.outside, *[v for v in more if v.leaf == "x"]])
         for v in section.values:
             outside.update(dict.fromkeys([i for i in v.inputs if i.leaf in ("x", "inside")]))
         for v in outside:
@@ -127,7 +128,7 @@ class _Writer:
         for v in plan.pre.values:
             self.compute(v, "all", None)
         states = {v.number: v for v in program.values if v.leaf == "state"}
-        cuts = self.slices(plan.loop, {})
+        cuts = self.slices(plan.loop, program.states)
         loop = set(plan.loop.values)
         outer = [*plan.kept, program.y, *(program.marks.values() if plan.traced else []),
                  *plan.post.outside]  # fmt: skip
@@ -212,9 +213,11 @@ class _Writer:
         n = len(program.states)
         y_seed, *rest = program.seeds
         ends = rest[:n]
-        cuts = self.slices(loop, {})
+        cuts = self.slices(loop)
         for seed in [y_seed, *rest[n:]]:
-            if seed is not None and any(seed in v.inputs for v in loop.values):
+            if seed is not None and (
+                seed in program.state_grads or any(seed in v.inputs for v in loop.values)
+            ):
                 self.put(f"p{seed.number} = w{seed.number}.reshape("
                          f"(T, N, *w{seed.number}.shape[1:]))")  # fmt: skip
                 cuts.append(f"v{seed.number} = p{seed.number}[t]")
@@ -223,8 +226,9 @@ class _Writer:
                 self.put(f"p{v.number} = w{v.number}.reshape((T, N, *w{v.number}.shape[1:]))")
                 cuts.append(f"v{v.number} = p{v.number}[t]")
         needs = dict.fromkeys([v for v in (*plan.sink.outside,) if v in inner])
-        seeds_outside = [s for s in ends if s is not None
-                         and any(s in v.inputs for v in plan.sink.values)]  # fmt: skip
+        x_grad = program.x_grad if plan.x_grad else None
+        read = {x_grad, *[i for v in plan.sink.values for i in v.inputs]}
+        seeds_outside = [s for s in ends if s is not None and s in read]
         for v in needs:
             self.put(f"b{v.number} = np.empty((T, {self.shape(v, 'step')[1:]}, "
                      f"{self.constant(v.dtype)})")  # fmt: skip
@@ -324,11 +328,13 @@ class _Writer:
         elif op in VIEWS or op is ops.scatter:
             self.view(v, name, args, mode)
         elif isinstance(op.forward, np.ufunc):
-            tail = f", {out}" if out else ""
+            word = "out=" if op in (ops.maximum, ops.minimum) else ""  # a third input to them
+            tail = f", {word}{out}" if out else ""
             self.put(f"{name} = {self.constant(op.forward)}({', '.join(args)}{tail})")
         elif op is ops.sigmoid and out:
             self.put(f"{name} = np.negative({args[0]}, {out})")
-            self.put(f"np.exp({name}, {name}); np.add({name}, 1, {name})")
+            quiet = self.constant(ops._quiet.run)  # exp may overflow, as in `ops.sigmoid`
+            self.put(f"{quiet}(np.exp, {name}, {name}); np.add({name}, 1, {name})")
             self.put(f"np.reciprocal({name}, {name})")
         elif op is ops.sum and out:
             axis, keep = v.attrs.get("axis"), v.attrs.get("keepdims", False)
