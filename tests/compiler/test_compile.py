@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tinygrad_rnn
-from tinygrad_rnn import Parameter, Tensor, debug, functional, grad, nn, no_grad, record
+from tinygrad_rnn import Parameter, Tensor, debug, functional, grad, graph, nn, no_grad, record
 from tinygrad_rnn.compiler import CompileWarning
 from tinygrad_rnn.functional import split
 from tinygrad_rnn.ops import sigmoid, tanh
@@ -297,3 +297,82 @@ def test_the_number_of_threads_changes_no_bit():
     x = inputs(T=30, N=29, dtype=np.float32)
     one, two = [numbers(tinygrad_rnn.compile(layer, threads=n, backend="numba"), x) for n in (1, 2)]
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every", [2, "sqrt"])
+def test_checkpoints_keep_states_only_and_change_nothing(every, backend):
+    layer = nn.LSTM(3, 4, checkpoint_every=every, bidirectional=True, **WORDS)
+    quick, x = fast(layer, backend), inputs(7)
+    assert [t.op.name for t in graph.nodes([quick(x)[0]]) if t.op].count("recompute") == 2
+    for call in ({}, {"lengths": [7, 0, 3]}):
+        found = []
+        for each in (layer, quick):
+            out, (h, c) = each(x, **call)
+            found.append(grad((out * out).sum() + (h * c).sum(), [x, *layer.parameters()]))
+        agree(*found)
+    assert "unrolled" not in quick.report()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_that_runs_unrolled_between_checkpoints_has_its_own_lengths(backend):
+    layer = nn.Recurrent(Mixes(), checkpoint_every=2)
+    quick, x = fast(layer, backend), inputs(5)
+
+    def found(each):
+        out, h = each(x, lengths=[5, 2, 3])
+        return [out.data, *grad((out * out).sum() + h.sum(), [x, *layer.parameters()])]
+
+    with pytest.warns(CompileWarning, match="mixes the sequences"):
+        ours = found(quick)
+    agree(ours, found(layer))
+
+
+def test_layers_in_lists_are_compiled_and_a_shared_one_stays_one():
+    class Model(nn.Sequential):
+        def __init__(self, layer):
+            super().__init__(nn.Linear(3, 3))
+            self.more, self.named = [layer, nn.GRU(3, 3)], {"same": layer}
+
+    model = tinygrad_rnn.compile(Model(nn.LSTM(3, 3)))
+    assert all(isinstance(m, tinygrad_rnn.compiler.Compiled) for m in model.more)
+    assert model.more[0] is model.named["same"]
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "error", "text"),
+    [
+        (nn.Linear(2, 2), {}, ValueError, "Linear holds no recurrent layer"),
+        (len, {}, TypeError, "expected a layer or a model"),
+        (nn.LSTM(2, 2), {"threads": 0}, ValueError, "threads=0 must be a whole number"),
+        (nn.LSTM(2, 2), {"backend": "C"}, ValueError, "backend='C' is none of"),
+    ],
+)
+def test_bad_arguments(model, words, error, text):
+    with pytest.raises(error, match=text):
+        tinygrad_rnn.compile(model, **words)
+
+
+def test_a_back_end_that_does_not_load_is_not_used(monkeypatch):
+    def broken(*_):
+        raise ImportError("numba is broken")
+
+    monkeypatch.setattr(tinygrad_rnn.compiler.numba_backend, "available", lambda: True)
+    monkeypatch.setattr(tinygrad_rnn.compiler.numba_backend, "Kernels", broken)
+    quick = tinygrad_rnn.compile(nn.LSTM(3, 4))
+    quick(inputs(dtype=np.float32))
+    assert "back end: NumPy\nwithout numba: numba is broken" in quick.report()
+
+
+def test_numba_that_is_asked_for_must_be_there(monkeypatch):
+    monkeypatch.setattr(tinygrad_rnn.compiler.numba_backend, "available", lambda: False)
+    with pytest.raises(ImportError, match="pip install numba scipy"):
+        tinygrad_rnn.compile(nn.LSTM(3, 4), backend="numba")
+
+
+def test_a_reason_that_is_mended_is_forgotten():
+    quick = fast(nn.LSTM(3, 4, zoneout=0.1, **WORDS), "numpy")
+    with pytest.warns(CompileWarning, match="zoneout"):
+        quick(inputs())
+    quick.eval()(inputs())
+    assert "unrolled" not in quick.report()

@@ -9,7 +9,7 @@ from tinygrad_rnn.nn.stacked import _Stacked
 from .planting import Defect, edit, patched
 
 ENDED = "new = keep_past_end(Tensor(valid[t, :, None]), new, state)"
-SHOWN = "out = ops.where(inside.reshape(inside.shape + (1,) * (out.ndim - 2)), out, 0.0)"
+SHOWN = "out = zero_past_end(out, given.valid.T if axis else given.valid)"
 STEP = "result = cell.step(inputs[t], state)"
 KEPT = "outputs[t], state = y, new"
 VALID = "x = ops.where(valid[:, :, None], x, 0.0)  # not even a NaN beyond the end matters"

@@ -123,7 +123,6 @@ class Loop:
         self.scratch: dict[str, tuple[int, str]] = {}
         self.level: dict[Value, int] = {}
         self.base: dict[Value, tuple[Value, int, int]] = {}  # of a view: value, offset, step
-        self.stored: set[Value] = set()
         self.bodies: list[Body] = []
         self.joins: dict[Value, list[tuple[Value, int]]] = {}  # concats that a value is a part of
         self._analyse()
@@ -176,7 +175,6 @@ class Loop:
                 )  # fmt: skip
                 at = self.level[inner]
                 if not plain:
-                    self.stored.add(inner)
                     at += 0 if v.op is ops.concat else 1
                 level = max(level, at)
             self.level[v] = level
@@ -262,8 +260,6 @@ class Loop:
         for v in self.section.values:
             if v.op not in VIEWS:
                 levels.setdefault(self.level[v], []).append(v)
-        for v, _ in self.copies:
-            self.stored.add(self.base.get(v, (v, 0, 1))[0])
         body: list[str] = []
         for k in sorted(levels):
             passes: dict[int, list[Value]] = {}

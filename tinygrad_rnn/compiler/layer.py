@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
 from ..functional import stack
 from ..module import Module
 from ..nn.cells import Cell
 from ..nn.noise import Noise, Zoneout
 from ..nn.reading import DIRECTIONS, Input, cut
-from ..nn.recompute import Runner
-from ..nn.recurrent import Recurrent, _check_mask, _check_step
-from ..nn.states import State, first_of, keep_past_end, leaves, map_state, name_parts
-from ..ops import where
+from ..nn.recompute import Runner, segmented
+from ..nn.recurrent import Recurrent, check_mask, check_step
+from ..nn.states import State, fill, first_of, keep_past_end, leaves, name_parts, zero_past_end
 from ..scope import ALWAYS, NEEDED, Mask, masked, scope
 from ..tensor import Parameter, Tensor
 from . import numba_backend, passes, rows
@@ -45,7 +43,10 @@ class Compiled(Recurrent):
         here = scope()
         if here.mode == ALWAYS or here.frozen is not None:  # all nodes are wanted
             return super()._runner(T, trace)
-        return partial(self._compiler.run, self)
+        every = None if trace else self._segment(T)
+        if every is None:
+            return partial(self._compiler.run, self)
+        return partial(self._compiler.run_segments, self, every)
 
     @property
     def plan(self) -> Schedule | None:
@@ -82,7 +83,9 @@ class Compiler:
         given_types = [t.dtype.kind for t in [*leaves(state), *([] if x is None else [x])]]
         try:
             if "c" not in given_types:  # complex steps are for checks
-                return self._run(cell, unrolled, x, state, direction, given)
+                made = self._run(cell, unrolled, x, state, direction, given)
+                self.reasons.pop(place, None)
+                return made
         except CompileError as reason:
             if self.reasons.get(place) != str(reason):
                 self.reasons[place] = str(reason)
@@ -94,6 +97,23 @@ class Compiler:
                 )
         outputs, final = unrolled([None] * given.steps if x is None else cut(x), state)
         return stack(outputs), final
+
+    def run_segments(
+        self, layer: Recurrent, every: int, cell: Cell, unrolled: Any, x: Any, state: State,
+        direction: str, given: Input,
+    ) -> tuple[Any, State]:  # fmt: skip
+        """Run `every` steps at a time compiled, and again for their gradients."""
+
+        def piece(steps: list[Any], state: State, start: int) -> tuple[list[Any], State]:
+            T = len(steps)
+            valid = None if given.valid is None else given.valid[start : start + T]
+            part = given._replace(steps=T, valid=valid)
+            x = None if steps[0] is None else stack(steps)
+            loop = partial(unrolled, start=start)
+            out, final = self.run(layer, cell, loop, x, state, direction, part)
+            return list(out), final
+
+        return segmented(cell, piece, x, state, direction, given, every)
 
     def _run(
         self, cell: Cell, unrolled: Any, x: Any, state: State, direction: str, given: Input
@@ -130,18 +150,17 @@ class Compiler:
         run = Run(
             plan, kernels, given.steps, given.batch, direction == DIRECTIONS[1], x is not None,
             [name for name, _ in named], inside, None if mask is None else mask.data,
-            partial(_again, unrolled, state),
+            partial(_again, unrolled, state, given.steps),
         )  # fmt: skip
         token: Any = loop(*inputs, run=run)
         read = partial(token.__record__, output, token, ())
         y: Any = read({"run": run, "key": "y"})
-        ends = iter([read({"run": run, "key": k}) for k in range(len(parts))])
-        final = map_state(lambda _: next(ends), state)
+        final = fill(state, [read({"run": run, "key": k}) for k in range(len(parts))])
         name_parts(final, cell.states)
         for name in marks:
             value: Any = read({"run": run, "key": f"mark.{name}"})
             if given.valid is not None and value.ndim > 2:
-                value = choose_steps(given.valid, value)
+                value = zero_past_end(value, given.valid)
             traced[f"L{place[1]}.{place[2]}.{name}"] = value
         return y, final
 
@@ -155,7 +174,7 @@ class Compiler:
             try:
                 plan = passes.schedule(program, fuse=True, **words)
                 return plan, numba_backend.Kernels(plan, self.threads)
-            except CompileError as reason:
+            except (CompileError, ImportError) as reason:  # or what is installed does not load
                 self.without_numba = str(reason)
         plan = passes.schedule(program, **words)
         return plan, Kernels(plan)
@@ -182,7 +201,7 @@ class Compiler:
         if known is None:
             _limit(self.programs)
             request = Request(
-                cell, partial(_body, zoneout, traced), features, shapes, partial(_nest, state),
+                cell, partial(_body, zoneout, traced), features, shapes, partial(fill, state),
                 inside, None if mask is None else mask.shape[1:],
             )  # fmt: skip
             try:
@@ -195,8 +214,6 @@ class Compiler:
             except CompileError as reason:
                 found = reason
             except Exception as error:
-                if isinstance(error, (KeyboardInterrupt, MemoryError)):
-                    raise
                 found = CompileError(f"its step failed with example values: {error}")
             held = [(module, dict(vars(module))) for module in _modules(cell)]  # so ids stay theirs
             names = [v.name for v in getattr(found, "values", ()) if v.leaf == "parameter"]
@@ -230,19 +247,9 @@ class Compiler:
         return "\n".join(lines)
 
 
-def choose_steps(valid: Array, value: Tensor) -> Any:
-    """Return a mark (T, N, ...) that is zero past the end of each sequence."""
-    return where(valid.reshape(valid.shape + (1,) * (value.ndim - 2)), value, 0.0)
-
-
 def _limit(cache: dict[Any, Any]) -> None:
     while len(cache) >= _KEPT:
         cache.pop(next(iter(cache)))
-
-
-def _nest(template: State, parts: Sequence[Any]) -> State:
-    rest = iter(parts)
-    return map_state(lambda _: next(rest), template)
 
 
 def _body(
@@ -255,8 +262,8 @@ def _body(
     read = None if mask is None else Mask(mask)
     with masked(read):
         result = cell.step(x, state)
-    _check_step(cell, result, state)
-    _check_mask(cell, read)
+    check_step(cell, result, state)
+    check_mask(cell, read)
     y, new = result
     if zoneout:
         kept = Noise(None, 0.0, zoneout).zone_out(new, state)
@@ -267,14 +274,14 @@ def _body(
 
 
 def _again(
-    unrolled: Callable[..., Any], template: State, x: Any, parts: Sequence[Any]
+    unrolled: Callable[..., Any], template: State, T: int, x: Any, parts: Sequence[Any]
 ) -> tuple[list[Any], State, dict[str, Any]]:
     """Run the steps unrolled, recorded."""
     words = dict(unrolled.keywords)  # type: ignore[attr-defined]
     marks: dict[str, Any] | None = None if words["traced"] is None else {}
-    steps = [None] * words["place"][0].steps if x is None else cut(x)
+    steps = [None] * T if x is None else cut(x)
     again = partial(unrolled.func, *unrolled.args, **{**words, "traced": marks})  # type: ignore[attr-defined]
-    outputs, final = again(steps, _nest(template, parts))
+    outputs, final = again(steps, fill(template, parts))
     prefix = "L{}.{}.".format(*words["place"][1:])
     return outputs, final, {k.removeprefix(prefix): v for k, v in (marks or {}).items()}
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
+from . import numpy_backend
 from .errors import CompileError
 from .fused import Loop, Place, features
-from .numpy_backend import _Writer
+from .numpy_backend import Writer
 from .passes import Schedule, Section
 from .rows import VIEWS
 from .threads import blas_alone, cpus, run
@@ -26,27 +26,24 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) for name in ("numba", "scipy"))
 
 
-class Kernels:
+class Kernels(numpy_backend.Kernels):
     """The forward and the backward of a schedule."""
 
     name = "numba"
 
     def __init__(self, schedule: Schedule, threads: int | None = None) -> None:
-        self.schedule = schedule
-        self.threads = cpus() if threads is None else threads
-        writer = FusedWriter(schedule)
-        self.source = writer.source()
-        text = "\n".join([loop.source for loop in writer.loops])
-        self.kernels = _load(text)
         from .prelude import gemm_address
 
-        names: dict[str, Any] = {"np": np, "fill": _fill, **writer.constants}
+        self.threads = cpus() if threads is None else threads
+        writer = FusedWriter(schedule)
+        words = {
+            "BLAS": gemm_address(writer.dtype), "tile": _tile, "run": run, "partial": partial,
+            "alone": blas_alone, "threads": self.worth, "kernels": writer.kernels,
+        }  # fmt: skip
+        self.make(writer, words)
+        module = _load("\n".join([loop.source for loop in writer.loops]))
         for loop in writer.loops:
-            names[loop.name] = getattr(self.kernels, loop.name)
-        names["BLAS"] = gemm_address(writer.dtype)
-        names.update(tile=_tile, run=run, partial=partial, alone=blas_alone, threads=self.worth)
-        exec(compile(self.source, "<compiled step>", "exec"), names)
-        self.forward, self.backward = names["forward"], names["backward"]
+            setattr(writer.kernels, loop.name, getattr(module, loop.name))
 
     def worth(self, numbers: int) -> int:
         """Return how many threads a loop over so many numbers is worth."""
@@ -85,31 +82,30 @@ def _tile(N: int, width: int) -> int:
     return N if width > 256 else 8
 
 
-def _fill(a: Any) -> Any:
-    return a.ravel()
-
-
-class FusedWriter(_Writer):
+class FusedWriter(Writer):
     """Writes the sections around the loops for NumPy, and a call of a kernel for each loop."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__(schedule)
         self.loops: list[Loop] = []
         self.dtype = schedule.program.y.dtype
+        self.kernels = SimpleNamespace()  # what the loops become
 
     def call(self, loop: Loop) -> None:
         """Write the tiles of a loop."""
         self.loops.append(loop)
         for name in loop.arguments:
             if name.startswith("m"):
-                self.put(f"{name} = fill(s{name[1:]})")
+                self.put(f"{name} = s{name[1:]}.ravel()")
             elif name.startswith("s"):
-                self.put(f"{name} = fill(np.asarray({name}))")
+                self.put(f"{name} = np.ravel({name})")
         arguments = ", ".join(loop.arguments)
         widest = max([features(v) for v in self.plan.program.states], default=1)
         self.put(f"rows = tile(N, {widest})")
         self.put("with alone():")
-        self.put(f"    run([partial({loop.name}, T, N, r0, min(N, r0 + rows), reverse, BLAS,")
+        self.put(
+            f"    run([partial(kernels.{loop.name}, T, N, r0, min(N, r0 + rows), reverse, BLAS,"
+        )
         self.put(f"        {arguments}) for r0 in range(0, N, rows)], threads(T * N * {widest}))")
 
     def outer(self, section: Section) -> dict[Value, Place]:
@@ -127,10 +123,10 @@ class FusedWriter(_Writer):
             if v.leaf == "state":
                 places[v] = Place(f"S{v.name}", "(t + p) * N + n", k)
             elif v.leaf == "mask":
-                self.put(f"f{v.number} = fill(mask)")
+                self.put(f"f{v.number} = mask.ravel()")
                 places[v] = Place(f"f{v.number}", "0 + n", k)
             else:
-                self.put(f"f{v.number} = fill({name})")
+                self.put(f"f{v.number} = {name}.ravel()")
                 places[v] = Place(f"f{v.number}", "t * N + n", k)
         return places
 
@@ -139,33 +135,24 @@ class FusedWriter(_Writer):
         self.put(f"b{v.number} = np.empty(R * {features(v)}, {self.constant(v.dtype)})")
         return Place(f"b{v.number}", "t * N + n", features(v))
 
-    def forward(self) -> None:
-        """Write the forward function."""
+    def forward_loop(self, targets: dict[Value, int], buffers: list[Value]) -> None:
+        """Write the call of the kernel of the forward loop."""
         plan, program = self.plan, self.plan.program
-        self.lines.append("def forward(T, N, reverse, x, S, parameters, inside, mask):")
-        self.put("p, q = (1, 0) if reverse else (0, 1)")
-        self.head((plan.pre, plan.loop, plan.post), "S")
-        for v in plan.pre.values:
-            self.compute(v, "all", None)
         loop = set(plan.loop.values)
         places = self.outer(plan.loop)
         for k in range(len(program.states)):
             self.put(f"S{k} = S[{k}].reshape(-1)")
         copies: list[tuple[Value, Place]] = []
-        targets: dict[Value, int] = {}
         for k, v in enumerate(program.states):
             place = Place(f"S{k}", "(t + q) * N + n", features(v))
-            if v in loop and v.op not in VIEWS and v not in targets:
-                targets[v], places[v] = k, place
+            if targets.get(v) == k:
+                places[v] = place
             else:
                 copies.append((v, place))
         for v, _ in copies:
             if v.op is not None and v not in loop and v.role == "rows":
-                self.put(f"f{v.number} = fill(w{v.number})")
+                self.put(f"f{v.number} = w{v.number}.ravel()")
                 places[v] = Place(f"f{v.number}", "t * N + n", features(v))
-        wanted = [*plan.kept, program.y, *(program.marks.values() if plan.traced else []),
-                  *plan.post.outside]  # fmt: skip
-        buffers = [v for v in dict.fromkeys(wanted) if v in loop and v not in targets]
         for v in buffers:
             place = self.buffer(v)
             if v.op in VIEWS:
@@ -173,15 +160,11 @@ class FusedWriter(_Writer):
             else:
                 places[v] = place
         self.call(Loop("step_forward", plan.loop, places, copies, False, self.dtype))
-        for v in buffers:
-            self.put(f"w{v.number} = b{v.number}.reshape({self.shape(v, 'all')})")
-        for v, k in targets.items():
-            self.put(f"w{v.number} = S[{k}][q : q + T].reshape({self.shape(v, 'all')})")
-        self.finish()
 
-    def carried_loop(self, loop: Section, inner: set[Value]) -> None:
+    def backward_loop(self, needs: list[Value], seeds: list[Value]) -> None:
         """Write the call of the kernel that carries the cotangents back through time."""
-        plan, program = self.plan, self.plan.program
+        loop, program = self.plan.back_loop, self.plan.program
+        inner = set(loop.values)
         n = len(program.states)
         ends = program.seeds[1 : 1 + n]
         places = self.outer(loop)
@@ -191,14 +174,10 @@ class FusedWriter(_Writer):
         for k, s in enumerate(ends):
             if s is not None:
                 places[s] = Place(f"G{k}", "0 + n", features(s))
-        needs = [v for v in plan.sink.outside if v in inner]
         copies: list[tuple[Value, Place]] = []
         for v in needs:
             places[v] = self.buffer(v)
-        x_grad = program.x_grad if plan.x_grad else None
-        read = {x_grad, *[i for v in plan.sink.values for i in v.inputs]}
-        outer_seeds = [s for s in ends if s is not None and s in read]
-        for v in outer_seeds:
+        for v in seeds:
             copies.append((v, self.buffer(v)))
         twice = []
         for k, g in enumerate(program.state_grads):
@@ -206,7 +185,7 @@ class FusedWriter(_Writer):
             if g is None:
                 raise CompileError("a state without a gradient runs on NumPy")
             if g.op is not None and g not in inner:
-                self.put(f"f{g.number} = fill(w{g.number})")
+                self.put(f"f{g.number} = w{g.number}.ravel()")
                 places[g] = Place(f"f{g.number}", "t * N + n", features(g))
             elif g.op is None or g.op in VIEWS:
                 twice.append(g)
@@ -214,6 +193,4 @@ class FusedWriter(_Writer):
         if len(twice) > 1 or (twice and n > 1):
             raise CompileError("a cotangent that passes through as it is runs on NumPy")
         self.call(Loop("step_backward", loop, places, copies, True, self.dtype))
-        for v in (*needs, *outer_seeds):
-            self.put(f"w{v.number} = b{v.number}.reshape({self.shape(v, 'all')})")
         self.put("G = gends")

@@ -21,15 +21,19 @@ class Kernels:
     name = "NumPy"
 
     def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-        writer = _Writer(schedule)
+        self.make(Writer(schedule), {})
+
+    def make(self, writer: Writer, words: dict[str, Any]) -> None:
+        """Make functions of what was written; `words` are what they may call."""
         self.source = writer.source()
-        names: dict[str, Any] = {"np": np, **writer.constants}
+        names: dict[str, Any] = {"np": np, **writer.constants, **words}
         exec(compile(self.source, "<compiled step>", "exec"), names)
         self.forward, self.backward = names["forward"], names["backward"]
 
 
-class _Writer:
+class Writer:
+    """Writes the source of a schedule: in names, s is shared, w of all steps, v of one step."""
+
     def __init__(self, schedule: Schedule) -> None:
         self.plan = schedule
         self.constants: dict[str, Any] = {}
@@ -62,15 +66,16 @@ class _Writer:
         """Return how a value is called in a mode."""
         return f"s{v.number}" if v.role == "shared" else f"{_PREFIX[mode]}{v.number}"
 
-    def shape(self, v: Value, mode: str) -> str:
+    def shape(self, v: Value, mode: str, of: tuple[int | None, ...] | None = None) -> str:
+        """Return the shape of a value in a mode, or the shape `of` that its op asks for."""
         rows = "R" if mode == "all" else "N"
-        return "(" + "".join([f"{rows if n is None else n}, " for n in v.shape]) + ")"
+        lengths = v.shape if of is None else of
+        return "(" + "".join([f"{rows if n is None else n}, " for n in lengths]) + ")"
 
     # --- what both directions begin with
 
-    def head(self, sections: Iterable[Section], step_states: str) -> None:
+    def head(self, sections: Iterable[Section]) -> None:
         """Bind leaves and compute what is shared."""
-        needed: dict[Value, None] = {}
         program = self.plan.program
         ends = [program.y, *program.states, *program.marks.values()]  # a leaf is in no section
         stack = [v for s in sections for v in s.values]
@@ -81,10 +86,9 @@ class _Writer:
                 if i not in seen:
                     seen.add(i)
                     stack.append(i)
-        needed = dict.fromkeys(sorted(seen, key=lambda v: v.number))
         self.put("R = T * N")
         names = {v.name: k for k, v in enumerate(self.parameters)}
-        for v in needed:
+        for v in sorted(seen, key=lambda v: v.number):
             if v.role == "shared" and v.leaf == "parameter":
                 self.put(f"s{v.number} = parameters[{names[v.name]}]")
             elif v.role == "shared" and v.leaf == "constant":
@@ -121,14 +125,13 @@ class _Writer:
     # --- the two functions
 
     def forward(self) -> None:
+        """Write the forward function."""
         plan, program = self.plan, self.plan.program
         self.lines.append("def forward(T, N, reverse, x, S, parameters, inside, mask):")
         self.put("p, q = (1, 0) if reverse else (0, 1)")
-        self.head((plan.pre, plan.loop, plan.post), "S")
+        self.head((plan.pre, plan.loop, plan.post))
         for v in plan.pre.values:
             self.compute(v, "all", None)
-        states = {v.number: v for v in program.values if v.leaf == "state"}
-        cuts = self.slices(plan.loop, program.states)
         loop = set(plan.loop.values)
         outer = [*plan.kept, program.y, *(program.marks.values() if plan.traced else []),
                  *plan.post.outside]  # fmt: skip
@@ -137,39 +140,11 @@ class _Writer:
             if v in loop and v.op not in VIEWS:
                 targets.setdefault(v, k)
         buffers = [v for v in dict.fromkeys(outer) if v in loop and v not in targets]
-        for v in buffers:
-            shape = self.shape(v, "step")[1:]
-            self.put(f"b{v.number} = np.empty((T, {shape}, {self.constant(v.dtype)})")
-        out = {v: f"b{v.number}[t]" for v in buffers if v.op not in VIEWS}
-        out.update({v: f"S[{k}][t + q]" for v, k in targets.items()})
-        scratch = self.scratch(plan.loop, out, buffers)
-        self.put("for t in range(T - 1, -1, -1) if reverse else range(T):")
-        self.indent += 1
-        for v in states.values():
-            self.put(f"v{v.number} = S[{v.name}][t + p]")
-        for line in cuts:
-            self.put(line)
-        for v in plan.loop.values:
-            if v in out and v.op not in VIEWS:
-                self.compute(v, "step", out[v])
-            else:
-                self.compute(v, "step", scratch.get(v))
-        for v in buffers:
-            if v.op in VIEWS:
-                self.put(f"b{v.number}[t] = v{v.number}")
-        for k, v in enumerate(program.states):
-            if targets.get(v) != k:
-                self.put(f"S[{k}][t + q] = {self.ref(v, 'step')}")
-        self.indent -= 1
+        self.forward_loop(targets, buffers)
         for v in buffers:
             self.put(f"w{v.number} = b{v.number}.reshape({self.shape(v, 'all')})")
         for v, k in targets.items():
             self.put(f"w{v.number} = S[{k}][q : q + T].reshape({self.shape(v, 'all')})")
-        self.finish()
-
-    def finish(self) -> None:
-        """Write what runs after the forward loop, and what is returned."""
-        plan, program = self.plan, self.plan.program
         for v in plan.post.values:
             self.compute(v, "all", None)
         kept = "".join([f"w{v.number}, " for v in plan.kept])
@@ -178,13 +153,40 @@ class _Writer:
         )
         self.put(f"return {self.ref(program.y, 'all')}, ({marks}), ({kept})")
 
+    def forward_loop(self, targets: dict[Value, int], buffers: list[Value]) -> None:
+        """Write the loop over time: `targets` are new states, `buffers` are wanted after it."""
+        plan, program = self.plan, self.plan.program
+        cuts = self.slices(plan.loop, program.states)
+        for v in buffers:
+            shape = self.shape(v, "step")[1:]
+            self.put(f"b{v.number} = np.empty((T, {shape}, {self.constant(v.dtype)})")
+        out = {v: f"b{v.number}[t]" for v in buffers if v.op not in VIEWS}
+        out.update({v: f"S[{k}][t + q]" for v, k in targets.items()})
+        scratch = self.scratch(plan.loop, out, buffers)
+        self.put("for t in range(T - 1, -1, -1) if reverse else range(T):")
+        self.indent += 1
+        for v in [v for v in program.values if v.leaf == "state"]:
+            self.put(f"v{v.number} = S[{v.name}][t + p]")
+        for line in cuts:
+            self.put(line)
+        for v in plan.loop.values:
+            self.compute(v, "step", out.get(v) or scratch.get(v))
+        for v in buffers:
+            if v.op in VIEWS:
+                self.put(f"b{v.number}[t] = v{v.number}")
+        for k, v in enumerate(program.states):
+            if targets.get(v) != k:
+                self.put(f"S[{k}][t + q] = {self.ref(v, 'step')}")
+        self.indent -= 1
+
     def backward(self) -> None:
+        """Write the backward function."""
         plan, program = self.plan, self.plan.program
         self.lines.append(
             "def backward(T, N, reverse, x, S, parameters, inside, mask, kept, gy, gends, gmarks):"
         )
         self.put("p = 1 if reverse else 0")
-        self.head((plan.back_pre, plan.back_loop, plan.sink), "S")
+        self.head((plan.back_pre, plan.back_loop, plan.sink))
         if plan.kept:
             self.put("".join([f"w{v.number}, " for v in plan.kept]) + "= kept")
         n = len(program.states)
@@ -196,20 +198,28 @@ class _Writer:
                 self.put(f"w{seed.number} = gmarks[{k}]")
         for v in plan.back_pre.values:
             self.compute(v, "all", None)
-        loop = plan.back_loop
-        inner = set(loop.values)
-        self.carried_loop(loop, inner)
+        x_grad = program.x_grad if plan.x_grad else None
+        read = {x_grad, *[i for v in plan.sink.values for i in v.inputs]}
+        inner = set(plan.back_loop.values)
+        needs = [v for v in plan.sink.outside if v in inner]
+        seeds = [s for s in rest[:n] if s is not None and s in read]
+        self.backward_loop(needs, seeds)
+        for v in (*needs, *seeds):
+            self.put(f"w{v.number} = b{v.number}.reshape({self.shape(v, 'all')})")
         for v in plan.sink.values:
             self.compute(v, "all", None)
-        x_grad = program.x_grad if plan.x_grad else None
         gx = "None" if x_grad is None else self.ref(x_grad, "all")
         wanted = [program.parameter_grads[p] for p in plan.parameters]
         found = "".join([self.ref(v, "all") + ", " for v in wanted])
         self.put(f"return {gx}, G, ({found})")
 
-    def carried_loop(self, loop: Section, inner: set[Value]) -> None:
-        """Write the loop that carries the cotangents of the states back through time."""
-        plan, program = self.plan, self.plan.program
+    def backward_loop(self, needs: list[Value], seeds: list[Value]) -> None:
+        """Write the loop that carries the cotangents of the states back through time.
+
+        Buffers are made of `needs`, and of the cotangents `seeds` that arrive at each step.
+        """
+        loop, program = self.plan.back_loop, self.plan.program
+        inner = set(loop.values)
         n = len(program.states)
         y_seed, *rest = program.seeds
         ends = rest[:n]
@@ -225,14 +235,7 @@ class _Writer:
             if v is not None and v not in inner and v.op is not None and v.role != "shared":
                 self.put(f"p{v.number} = w{v.number}.reshape((T, N, *w{v.number}.shape[1:]))")
                 cuts.append(f"v{v.number} = p{v.number}[t]")
-        needs = dict.fromkeys([v for v in (*plan.sink.outside,) if v in inner])
-        x_grad = program.x_grad if plan.x_grad else None
-        read = {x_grad, *[i for v in plan.sink.values for i in v.inputs]}
-        seeds_outside = [s for s in ends if s is not None and s in read]
-        for v in needs:
-            self.put(f"b{v.number} = np.empty((T, {self.shape(v, 'step')[1:]}, "
-                     f"{self.constant(v.dtype)})")  # fmt: skip
-        for v in seeds_outside:
+        for v in (*needs, *seeds):
             self.put(f"b{v.number} = np.empty((T, {self.shape(v, 'step')[1:]}, "
                      f"{self.constant(v.dtype)})")  # fmt: skip
         grads = program.state_grads
@@ -255,13 +258,10 @@ class _Writer:
                 self.put(f"v{s.number} = G{k}")
         for line in cuts:
             self.put(line)
-        for v in seeds_outside:
+        for v in seeds:
             self.put(f"b{v.number}[t] = v{v.number}")
         for v in loop.values:
-            if v in out:
-                self.compute(v, "step", out[v])
-            else:
-                self.compute(v, "step", scratch.get(v))
+            self.compute(v, "step", out.get(v) or scratch.get(v))
         for k, g in enumerate(grads):
             if g is None:
                 self.put(f"H[{k}][t & 1][...] = 0")
@@ -270,8 +270,6 @@ class _Writer:
         for k in range(n):
             self.put(f"G{k} = H[{k}][t & 1]")
         self.indent -= 1
-        for v in (*needs, *seeds_outside):
-            self.put(f"w{v.number} = b{v.number}.reshape({self.shape(v, 'all')})")
         self.put("G = [" + ", ".join([f"G{k}" for k in range(n)]) + "]")
 
     # --- buffers
@@ -350,6 +348,7 @@ class _Writer:
             self.put(f"{name} = {self.constant(op.forward)}({', '.join(args)}, **{attrs})")
 
     def view(self, v: Value, name: str, args: list[str], mode: str) -> None:
+        """Write the line of an op that moves or adds nothing but places."""
         attrs = v.attrs
         if v.op is ops.part:
             index = (slice(None),) * attrs["axis"] + (slice(attrs["start"], attrs["stop"]),)
@@ -357,21 +356,16 @@ class _Writer:
         elif v.op is ops.getitem:
             self.put(f"{name} = {args[0]}[{self.constant(attrs['index'])}]")
         elif v.op is ops.reshape:
-            self.put(f"{name} = {args[0]}.reshape({self.target(v, mode)})")
+            self.put(f"{name} = {args[0]}.reshape({self.shape(v, mode, attrs['shape'])})")
         elif v.op is ops.transpose:
             self.put(f"{name} = {args[0]}.transpose({attrs.get('axes')!r})")
         elif v.op is ops.broadcast:
-            self.put(f"{name} = np.broadcast_to({args[0]}, {self.target(v, mode)})")
+            self.put(f"{name} = np.broadcast_to({args[0]}, {self.shape(v, mode, attrs['shape'])})")
         else:
             index = self.constant(attrs["index"])
             scatter = self.constant(ops.scatter.forward)
             self.put(f"{name} = {scatter}({', '.join(args)}, index={index}, "
-                     f"shape={self.target(v, mode)})")  # fmt: skip
-
-    def target(self, v: Value, mode: str) -> str:
-        """Return the shape an op asks for, in this mode."""
-        rows = "R" if mode == "all" else "N"
-        return "(" + "".join([f"{rows if n is None else n}, " for n in v.attrs["shape"]]) + ")"
+                     f"shape={self.shape(v, mode, attrs['shape'])})")  # fmt: skip
 
 
 def _has_out(v: Value) -> bool:

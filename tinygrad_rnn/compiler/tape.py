@@ -14,11 +14,11 @@ import numpy as np
 from .. import autodiff
 from ..arrays import Array
 from ..functional import stack
+from ..nn.states import leaves
 from ..op import OPS, Use, primitive
 from ..scope import at, masked, recording
 from ..tensor import Tensor
 from .passes import Schedule
-from .trace import flat
 
 
 class Cotangents:
@@ -100,7 +100,7 @@ class Run:
             own_x = None if x is None else x * 1
             own = [s * 1 for s in states]
             y, state, marks = self.unrolled(own_x, own)
-            outputs: dict[Any, Any] = {"y": stack(y), **dict(enumerate(flat(state)))}
+            outputs: dict[Any, Any] = {"y": stack(y), **dict(enumerate(leaves(state)))}
             outputs.update({f"mark.{k}": v for k, v in marks.items()})
             keys = list(g.parts)
             wrt = [*([] if own_x is None else [own_x]), *own, *parameters]

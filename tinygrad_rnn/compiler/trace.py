@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import autodiff, graph, ops
 from ..module import Module
+from ..nn.states import leaves
 from ..op import OPS, Op
 from ..scope import at, making, record, scope
 from ..tensor import Parameter, Tensor
@@ -157,11 +158,6 @@ class _Trace:
     wrt: list[str]
 
 
-def flat(state: Any) -> list[Any]:
-    """Return the arrays of a state in order."""
-    return [a for s in state for a in flat(s)] if isinstance(state, tuple) else [state]
-
-
 def trace(request: Request) -> Program:
     """Return the program of a step; raise where no program can stand for it."""
     runs = []
@@ -218,7 +214,7 @@ def _run(request: Request, cell: Any, N: int, seed: int) -> _Trace:
             y, state, marks = request.body(cell, x, request.nest(starts), inside, mask)
         finally:
             here.marks = before
-        ends = flat(state)
+        ends = leaves(state)
         if [t.shape for t in ends] != [t.shape for t in starts]:
             raise CompileError("the step returns a state of other shapes than it was given")
         marked = {name: v for name, v in marks.items() if isinstance(v, Tensor)}

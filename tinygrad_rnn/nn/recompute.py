@@ -24,7 +24,7 @@ from ..tensor import Tensor, next_order
 from ..transforms import grad
 from .cells import Cell, is_whole
 from .reading import DIRECTIONS, Input
-from .states import State, leaves, map_state
+from .states import State, fill, leaves
 
 Loop = Callable[[list[Any], State, int], tuple[list[Any], State]]
 """``loop(inputs, state, start)``: run the steps from `start` on; (outputs in time, last state)."""
@@ -94,8 +94,7 @@ class Segments:
         return parts
 
     def _nested(self, parts: Sequence[Any]) -> State:
-        rest = iter(parts)
-        return map_state(lambda _: next(rest), self.template)
+        return fill(self.template, parts)
 
     def _inputs(self, given: Sequence[Any]) -> tuple[Any, list[Any]]:
         """Return x, or None, and the arrays of the initial state."""

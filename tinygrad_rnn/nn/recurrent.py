@@ -37,6 +37,7 @@ from .states import (
     name_parts,
     nest,
     structure,
+    zero_past_end,
 )  # fmt: skip
 
 MERGES: dict[str, Callable[[Any, Any], Any]] = {
@@ -230,14 +231,9 @@ class Recurrent(Reading):
             here.place, here.marks, here.mask = before
         if traced is None:
             return out, end
-        return (
-            out,
-            end,
-            {
-                name: v[:, 0] if given.unbatched and v.ndim > 2 and v.shape[1] == 1 else v
-                for name, v in traced.items()
-            },
-        )
+        for name, v in traced.items():
+            traced[name] = v[:, 0] if given.unbatched and v.ndim > 2 and v.shape[1] == 1 else v
+        return out, end, traced
 
     def _noise(self) -> Noise:
         """Return what this call draws at random; the generator moves only where it is needed."""
@@ -322,12 +318,12 @@ class Recurrent(Reading):
                 or len(result) != 2
                 or not alike(result[1], state)
             ):
-                _check_step(cell, result, state)
+                check_step(cell, result, state)
             y, new = result
             name_parts(new, cell.states)
             if first:
                 name_initial(state, new)
-                _check_mask(cell, here.mask)
+                check_mask(cell, here.mask)
                 first = False
             if noise.zoneout:
                 kept = noise.zone_out(new, state, *at, start + t)
@@ -406,8 +402,7 @@ class Recurrent(Reading):
         if given.lengths is not None:
             return [out[: int(n), k] for k, n in enumerate(given.lengths)]
         if given.valid is not None:
-            inside = given.valid.T if axis else given.valid
-            out = ops.where(inside.reshape(inside.shape + (1,) * (out.ndim - 2)), out, 0.0)
+            out = zero_past_end(out, given.valid.T if axis else given.valid)
         return out
 
 
@@ -457,7 +452,7 @@ def _check_merge(who: str, merge: Any, pairs: list[tuple[Any, ...]]) -> None:
                 )
 
 
-def _check_mask(cell: Cell, mask: Mask | None) -> None:
+def check_mask(cell: Cell, mask: Mask | None) -> None:
     """Raise where recurrent dropout would do nothing."""
     if mask is not None and not mask.asked:
         raise StateError(
@@ -466,7 +461,7 @@ def _check_mask(cell: Cell, mask: Mask | None) -> None:
         )
 
 
-def _check_step(cell: Cell, result: Any, state: State) -> None:
+def check_step(cell: Cell, result: Any, state: State) -> None:
     """Raise where a step does not return an output and a state like the one it was given."""
     if not isinstance(result, tuple) or len(result) != 2 or not holds_tensors(result):
         parts = result if isinstance(result, tuple) else (result,)

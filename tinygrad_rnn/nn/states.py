@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ def keep_past_end(inside: Tensor, new: State, old: State) -> State:
     return choose(inside, new, old)
 
 
+def zero_past_end(outputs: Any, valid: Array) -> Any:
+    """Return outputs (T, N, ...) that are zero past the end of each sequence."""
+    return ops.where(valid.reshape(valid.shape + (1,) * (outputs.ndim - 2)), outputs, 0.0)
+
+
 def finite_past_end(outputs: Any, valid: Array) -> Any:
     """Return outputs (T, N, ...), whole or by steps, finite past the end of each sequence.
 
@@ -36,7 +42,7 @@ def finite_past_end(outputs: Any, valid: Array) -> Any:
     if isinstance(outputs, Tensor):
         if np.isfinite(outputs.data).all():
             return outputs
-        return ops.where(valid.reshape(valid.shape + (1,) * (outputs.ndim - 2)), outputs, 0.0)
+        return zero_past_end(outputs, valid)
     return [
         y if np.isfinite(y.data).all() else choose(Tensor(inside[:, None]), y, 0.0)
         for y, inside in zip(outputs, valid, strict=True)
@@ -85,6 +91,12 @@ def map_state(f: Any, state: Any) -> Any:
     if isinstance(state, tuple):
         return tuple([map_state(f, s) for s in state])
     return f(state)
+
+
+def fill(template: State, parts: Iterable[Any]) -> State:
+    """Return a state of the structure of `template` that is made of `parts`."""
+    rest = iter(parts)
+    return map_state(lambda _: next(rest), template)
 
 
 def name_parts(state: State, names: tuple[str, ...]) -> None:
