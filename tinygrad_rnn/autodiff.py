@@ -106,6 +106,8 @@ def sweep(
         if op.rule_all is not None:
             for x, gx in zip(xs, op.rule_all(g, y, *values, **attrs), strict=True):
                 if x.order in path and gx is not None:
+                    if op.fresh and not create_graph and x.order not in sums:
+                        own.add(x.order)
                     arrive(x, gx)
             continue
         for x, rule, collector in zip(xs, op.rules, op.collectors):  # noqa: B905  strict is slow

@@ -46,6 +46,8 @@ class Op:
         un-broadcasting; None where none flows.  Empty: the op has no gradient.
     rule_all : callable or None
         In the place of `rules` for any number of inputs: returns the gradients of all.
+    fresh : bool
+        Whether `rule_all` returns arrays that share memory with nothing else.
     differentiable : bool
         Whether a rule was declared.
     collectors : tuple of callable or None
@@ -63,10 +65,9 @@ class Op:
         Analytic, so that complex-step differentiation through it is right.
     """
 
-    __slots__ = (
-        "collectors", "complex_safe", "differentiable", "doc", "formula", "forward", "linear",
-        "name", "reads_inputs", "reads_output", "rule_all", "rules", "selects", "signature",
-    )  # fmt: skip
+    __slots__ = ("collectors", "complex_safe", "differentiable", "doc", "formula", "forward",
+                 "fresh", "linear", "name", "reads_inputs", "reads_output", "rule_all", "rules",
+                 "selects", "signature")  # fmt: skip
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Op:
         self.forward, self.signature, self.formula = forward, signature, formula
         self.selects, self.linear, self.complex_safe = selects, linear, complex_safe
         self.reads_output, self.reads_inputs = "output" in reads, "inputs" in reads
-        self.differentiable = False
+        self.differentiable = self.fresh = False
         self.rules: tuple[Rule | None, ...] = ()
         self.rule_all: Rule | None = None
         self.collectors: tuple[Rule | None, ...] = ()
@@ -100,9 +101,9 @@ class Op:
         """
         self.rules, self.collectors, self.differentiable = rules, (None,) * len(rules), True
 
-    def vjp_all(self, rule: Rule) -> None:
-        """Declare one rule that returns the gradients of all inputs, however many."""
-        self.rule_all, self.differentiable = rule, True
+    def vjp_all(self, rule: Rule, fresh: bool = False) -> None:
+        """Declare one rule that returns the gradients of all inputs; `fresh`: see ``Op``."""
+        self.rule_all, self.fresh, self.differentiable = rule, fresh, True
 
     def collect(self, k: int, collector: Rule) -> None:
         """Let the gradients of all uses of one array as input `k` wait and become one call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -93,6 +94,11 @@ class Thread(threading.local):
 
 
 thread = Thread()
+adding = threading.Lock()  # held while a gradient is added: threads may share parameters
+if hasattr(os, "register_at_fork"):  # a child must not find it held by a thread that it lacks
+    os.register_at_fork(
+        before=adding.acquire, after_in_parent=adding.release, after_in_child=adding.release
+    )
 
 
 def scope() -> Scope:

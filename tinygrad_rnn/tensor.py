@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -16,10 +15,9 @@ from .arrays import Array, array, numbers
 from .errors import DtypeError, GraphError, ShapeError
 from .inspection import agree, describe, explain, inspect, thaw, watch
 from .op import Op
-from .scope import ALWAYS, thread
+from .scope import ALWAYS, adding, thread
 
 next_order = count().__next__
-_adding = threading.Lock()  # threads may share parameters
 _nothing: dict[str, Any] = {}
 
 
@@ -344,7 +342,7 @@ class Tensor:
         for t in keep:
             if t.order in found:
                 g = autodiff.of_dtype(found[t.order], t.data.dtype)
-                with _adding:  # a 0-d sum is a scalar of NumPy's
+                with adding:  # a 0-d sum is a scalar of NumPy's
                     t._grad = g if t._grad is None else np.asarray(t._grad + g)
         thaw(thread.scope.frozen)
 

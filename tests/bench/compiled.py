@@ -463,7 +463,7 @@ def environment(unset: Mapping[str, str] | None = None) -> dict[str, str]:
     else:
         text = "unset, as the figures want it"
     about = {CORETYPE: text}
-    for name, package in (("JAX", "jax"), ("numba", "numba"), ("SciPy", "scipy")):
+    for name, package in (("JAX", "jax"), ("numba", "numba")):
         try:
             about[name] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,18 +1,16 @@
-"""The head of the generated kernels: errors in ulp, limits, SIMD code, BLAS, the cache on disk."""
+"""The head of the generated kernels: errors in ulp, limits, SIMD code, the cache on disk."""
 
 import os
 import platform
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 numba = pytest.importorskip("numba", reason="the numba back end needs numba (extra jit)")
-pytest.importorskip("scipy", reason="the numba back end needs scipy's BLAS (extra jit)")
 
 import llvmlite.binding  # noqa: E402
 
@@ -178,101 +176,25 @@ def test_bits_go_there_and_back():
         there(3)
 
 
-@numba.njit(nogil=True)
-def product(address, ta, tb, m, n, k, a, at, lda, b, bt, ldb, beta, c, ct, ldc):
-    prelude.gemm(address, ta, tb, m, n, k, a, at, lda, b, bt, ldb, beta, c, ct, ldc)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("transposed", [(0, 0), (0, 1), (1, 0), (1, 1)])
-@pytest.mark.parametrize("sizes", [(3, 4, 5), (1, 1, 1), (1, 7, 3), (6, 1, 3), (8, 9, 1)])
-def test_gemm_is_the_product_within_larger_arrays(dtype, transposed, sizes):
-    rng = np.random.default_rng(1)
-    (ta, tb), (m, n, k) = transposed, sizes
-    address = prelude.gemm_address(dtype)
-
-    def placed(rows, columns):
-        whole = rng.standard_normal((2, rows + 2, columns + 3)).astype(dtype)
-        start = whole[0].size + whole.shape[2] + 2  # whole[1, 1, 2]
-        return whole, start, whole[1, 1 : 1 + rows, 2 : 2 + columns]
-
-    a, a_at, A = placed(*((k, m) if ta else (m, k)))
-    b, b_at, B = placed(*((n, k) if tb else (k, n)))
-    expected = (A.T if ta else A) @ (B.T if tb else B)
-    for beta in (0.0, 1.0, 0.5):
-        c, c_at, C = placed(m, n)
-        if beta == 0:
-            C[...] = np.nan  # is not read
-        around = c.copy()
-        wanted = expected + (dtype(beta) * C if beta else 0)
-        lda, ldb, ldc = a.shape[2], b.shape[2], c.shape[2]
-        product(address, ta, tb, m, n, k, a, a_at, lda, b, b_at, ldb, beta, c, c_at, ldc)
-        np.testing.assert_allclose(C, wanted, rtol=0, atol=50 * np.finfo(dtype).eps)
-        C[...] = around[1, 1 : 1 + m, 2 : 2 + n]
-        np.testing.assert_array_equal(c, around)  # nothing else was written
-
-
-def test_gemm_of_nothing_scales_c():
-    c = np.full((2, 3), 4.0)
-    none = np.empty((2, 0)), np.empty((0, 3))
-    address = prelude.gemm_address(np.float64)
-    product(address, 0, 0, 2, 3, 0, none[0], 0, 0, none[1], 0, 3, 0.5, c, 0, 3)
-    assert (c == 2).all()
-
-
-def test_gemm_may_be_called_a_million_times_by_many_threads():
-    @numba.njit(nogil=True)
-    def kernel(address, a, c):
-        for _ in range(250_000):  # a call that kept its stack would need 20 MB
-            prelude.gemm(address, 0, 0, 1, 1, 1, a, 0, 1, a, 0, 1, 1.0, c, 0, 1)
-
-    address = prelude.gemm_address("float64")
-    results = [np.zeros(1) for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda c: kernel(address, np.ones(1), c), results))
-    assert all(c[0] == 250_000 for c in results)
-
-
-def test_gemm_refuses_what_it_cannot_read():
-    a = np.ones((2, 2))
-    read_only = a.copy()
-    read_only.flags.writeable = False
-
-    def call(x, y, z, beta=0.0):
-        product(prelude.gemm_address(np.float64), 0, 0, 2, 2, 2, x, 0, 2, y, 0, 2, beta, z, 0, 2)
-
-    with pytest.raises(
-        numba.TypingError, match="all float32 or all float64: a is float64, b is float32"
-    ):
-        call(a, a.astype(np.float32), a)
-    with pytest.raises(numba.TypingError, match="gemm's a must be a C-contiguous array"):
-        call(np.asfortranarray(np.ones((2, 3))), a, a)
-    with pytest.raises(numba.TypingError, match="read-only"):
-        call(a, a, read_only)
-    with pytest.raises(numba.TypingError, match="gemm's beta must be a number"):
-        call(a, a, a, "1")
-    with pytest.raises(TypeError, match="float32 and float64, not for complex128"):
-        prelude.gemm_address(np.complex128)
-
-
 KERNEL = """
 
-import numba
-
-
-@numba.njit(nogil=True, cache=True)
-def kernel(address, x, out):
-    gemm(address, 0, 0, 2, 2, 2, x, 0, 2, x, 0, 2, 0.0, out, 0, 2)
-    flat = out.reshape(-1)
+@njit(nogil=True, cache=True)
+def kernel(pack_at, product_at, outer_at, x, packed, y, z):
+    pack(pack_at, 2, 2, x, 0, 2, 1, packed, 0)
+    product(product_at, 2, 2, 2, x, 0, 2, packed, 0, y, 0, 2)
+    outer(outer_at, 2, 2, 2, x, 0, 2, y, 0, 2, z, 0, 1)
     for i in range(4):
-        flat[i] = tanh(flat[i]) + sigmoid(flat[i]) + exp(flat[i]) + log(flat[i])
+        z[i] = tanh(z[i]) + sigmoid(z[i]) + exp(z[i]) + log(z[i])
 """
 CALLER = """
 import numpy as np, kernel_file
-x, out = np.array([[0.1, 0.2], [0.3, 0.4]]), np.empty((2, 2))
-kernel_file.kernel(kernel_file.gemm_address(x.dtype), x, out)
-y = x @ x
-assert np.allclose(out, np.tanh(y) + 1 / (1 + np.exp(-y)) + np.exp(y) + np.log(y), rtol=1e-14)
+from tinygrad_rnn.compiler.products import addresses, packed_size
+x = np.array([[0.1, 0.2], [0.3, 0.4]])
+packed, y, z = np.empty(packed_size(2, 2, x.dtype)), np.empty(4), np.empty(4)
+kernel_file.kernel(*addresses(x.dtype), x.ravel(), packed, y, z)
+u = x.T @ (x @ x)
+wanted = np.tanh(u) + 1 / (1 + np.exp(-u)) + np.exp(u) + np.log(u)
+assert np.allclose(z.reshape(2, 2), wanted, rtol=1e-14)
 print(sum(kernel_file.kernel.stats.cache_hits.values()))
 """
 

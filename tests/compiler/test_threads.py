@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tinygrad_rnn.compiler import threads
-from tinygrad_rnn.compiler.threads import Pool, blas_alone, cpus, run
+from tinygrad_rnn.compiler.threads import Pool, cpus, run
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60  # seconds after which something that should have happened has not
@@ -287,8 +287,7 @@ def test_a_child_forked_while_others_run_does_not_wait_for_them():
 
     def block():
         inside.wait()
-        with blas_alone():
-            assert gate.wait(LIMIT)
+        assert gate.wait(LIMIT)
 
     other = threading.Thread(target=lambda: run([block, block], 2), daemon=True)
     other.start()
@@ -297,11 +296,10 @@ def test_a_child_forked_while_others_run_does_not_wait_for_them():
     def check():
         tasks, names = meeting(2)
         run(tasks, 2)
-        with blas_alone():
-            return len(names)
+        return len(names)
 
     try:
-        with threads._pool._crew.lock, threads._ALONE._lock:
+        with threads._pool._crew.lock:
             assert in_child(check) == 2
     finally:
         gate.set()

@@ -1,26 +1,28 @@
-"""The loop over time as one kernel: matrix products by BLAS, the rest fused into passes over rows.
+"""Both loops over time as kernels: products with packed weights, the rest fused into passes.
 
-Values that depend on each other element by element and have as many features make one pass over
-memory; a value is written there only if something outside the pass reads it.  A pass and the
-products and sums beside it make a level; levels follow each other.
+A kernel works on a tile of the batch, some steps at a time: first what does not need the state
+before, for all these steps at once; then step by step what does; then what only reads what the
+steps made.  Values that depend on each other element by element and have as many features make one
+pass over memory; a value is written there only if something outside the pass reads it.  A pass and
+the products and sums beside it make a level; levels follow each other.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .. import ops
 from .errors import CompileError
-from .passes import Section
+from .known import columns_of, features, view
 from .rows import ELEMENTWISE, VIEWS
 from .trace import Value
 
-ALWAYS = ("T", "N", "r0", "r1", "reverse", "BLAS")
-LANES = 16  # partial sums of a row
+ALWAYS = ("product_at", "T", "N", "r0", "r1", "k0", "k1", "part", "reverse", "steps")
+EARLY, STEP, LATE = range(3)  # the stages of a kernel
 
 _WORDS = {
     ops.add: "{0} + {1}", ops.sub: "{0} - {1}", ops.mul: "{0} * {1}", ops.div: "{0} / {1}",
@@ -37,35 +39,41 @@ _WORDS = {
 
 @dataclass(slots=True)
 class Place:
-    """Where a value lies: element j of row n is ``array[row * width + offset + j * step]``."""
+    """Where a value lies: element j of row n is ``array[row * width + offset + n * width + j]``.
+
+    `row` is the first row, in the words of the kernel: f counts the rows of all steps, z those of
+    these steps, r0 those of the batch.  Shared values have a width of 0, numbers a step of 0.
+    """
 
     array: str
-    row: str  # the row, as an expression in t and n; "" where all rows share
+    row: str
     width: int
     offset: int = 0
     step: int = 1
+    base: str = ""  # where its part of the array begins
 
     def first(self) -> str:
-        """Return the index of the first element of the tile's first row."""
-        row = {"n - r0": "0", "": "0"}.get(self.row) or self.row.replace("+ n", "+ r0")
-        return f"({row}) * {self.width}"
+        """Return the index of the first element of the first row."""
+        row = f"({self.row}) * {self.width}" if self.width else self.row
+        terms = [self.base, row if self.row != "0" else ""]
+        return " + ".join([t for t in terms if t]) or "0"
 
 
 class Body:
-    """A pass over the rows of a tile, a function of its own: its arrays do not overlap."""
+    """A pass over rows, a function of its own: its arrays do not overlap."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.lines: list[str] = []
+        self.lines = ["for n in range(rows):"]
+        self.flags = "'contract'"
         self.arrays: dict[tuple[str, str], tuple[str, str]] = {}  # what is passed, by place
 
     def at(self, place: Place, j: str) -> str:
         """Return element `j` of row `n` at a place."""
-        first = place.first()
         k = len(self.arrays)
-        array, offset = self.arrays.setdefault((place.array, first), (f"a{k}", f"o{k}"))
-        terms = [offset]
-        if place.row:
+        array, first = self.arrays.setdefault((place.array, place.first()), (f"a{k}", f"o{k}"))
+        terms = [first]
+        if place.width:
             terms.append(f"n * U({place.width})")
         if place.offset:
             terms.append(f"U({place.offset})")
@@ -73,11 +81,16 @@ class Body:
             terms.append(j)
         return f"{array}[{' + '.join(terms)}]"
 
-    def source(self, real: str) -> str:
+    def each(self, k: int, lines: Iterable[str]) -> Body:
+        """Add lines that run for each of `k` features."""
+        self.lines += [f"    for j in range(U({k})):", *[f"        {line}" for line in lines]]
+        return self
+
+    def source(self) -> str:
         """Return the function."""
         names = [name for pair in self.arrays.values() for name in pair]
         head = (
-            f"@njit(nogil=True, error_model='numpy', fastmath={{'contract'}}, "
+            f"@njit(nogil=True, error_model='numpy', fastmath={{{self.flags}}}, "
             f"pipeline_class=Apart)\n"
             f"def {self.name}({', '.join(['rows', *names])}):\n"
         )
@@ -86,128 +99,84 @@ class Body:
     def call(self) -> str:
         """Return its call."""
         passed = [f"{array}, U({first})" for array, first in self.arrays]
-        return f"{self.name}({', '.join(['U(r1 - r0)', *passed])})"
+        return f"{self.name}({', '.join(['U(m)', *passed])})"
 
 
-def features(v: Value) -> int:
-    """Return how many numbers a row of `v` has; raise where it is no vector."""
-    shape = v.shape[1:] if v.role == "rows" else v.shape
-    if len(shape) > 1:
-        if v.role == "shared" and len(v.shape) == 2 and v.shape[0] == 1:
-            return int(v.shape[1])  # type: ignore[arg-type]
-        raise CompileError(f"rows of shape {shape} run on NumPy")
-    return math.prod([int(n) for n in shape if n is not None])
-
-
-class Loop:
-    """The kernel of one loop.
+class Kernel:
+    """The kernel of one direction in time.
 
     Parameters
     ----------
-    section : Section
-        What each step computes.
+    name : str
+        What its functions are called.
+    stages : (list of Value, list of Value, list of Value)
+        What is computed before, in and after the steps.
     places : dict of Value to Place
         Where leaves, values from outside and values that are wanted outside lie.
-    copies : list of (Value, Place)
-        What is copied at the end of each step.
+    copies : list of (stage, Value or None, Place)
+        What is copied at the end of a stage; None: zeros.
+    sums : dict of Value to int
+        Sums over all rows, and where in a tile's part they lie, which begins at `sums_at`.
+    back : bool
+        Whether it runs back through time.
     """
 
     def __init__(
-        self, name: str, section: Section, places: dict[Value, Place],
-        copies: list[tuple[Value, Place]], back: bool, dtype: np.dtype[Any],
+        self, name: str, stages: Sequence[list[Value]], places: dict[Value, Place],
+        copies: list[tuple[int, Value | None, Place]], sums: dict[Value, int], back: bool,
+        dtype: np.dtype[Any], sums_at: Place | None = None,
     ) -> None:  # fmt: skip
-        self.name, self.section, self.back, self.dtype = name, section, back, dtype
-        self.places, self.copies = dict(places), copies
-        self.real = f"np.{dtype.name}"
+        self.name, self.stages, self.back = name, stages, back
+        self.places, self.copies, self.sums = dict(places), copies, sums
+        self.total = sum([features(s.inputs[0]) for s in sums])
+        self.sums_at = sums_at or Place("", "0", 0)
+        self.real, self.dtype = f"np.{dtype.name}", dtype
         self.arguments: dict[str, None] = {}
-        self.scratch: dict[str, tuple[int, str]] = {}
-        self.level: dict[Value, int] = {}
-        self.base: dict[Value, tuple[Value, int, int]] = {}  # of a view: value, offset, step
+        self.packed: dict[Value, int] = {}  # weights, and where they begin in the array P
+        self.packs = 0  # the size of P
+        self.scratch: dict[str, tuple[bool, int, str]] = {}  # for all these steps, width, type
         self.bodies: list[Body] = []
         self.joins: dict[Value, list[tuple[Value, int]]] = {}  # concats that a value is a part of
-        self._analyse()
-        self.source = self._write()
+        self.base = {v: view(v) for stage in stages for v in stage if v.op in VIEWS}
+        self.home = {v: k for k, stage in enumerate(stages) for v in stage if v.op not in VIEWS}
+        self.far = {
+            self.inner(i) for k, stage in enumerate(stages) for v in stage for i in v.inputs
+            if self.home.get(self.inner(i), k) != k
+        }  # fmt: skip
+        self.flat = True  # whether steps of the whole batch may be taken as rows of one
+        self.lines = [self._stage(k) for k in range(3)]
+
+    def inner(self, v: Value) -> Value:
+        """Return the value that lies in memory."""
+        return self.base.get(v, (v, 0, 1))[0]
 
     # --- levels
 
-    def _view(self, v: Value) -> tuple[Value, int, int]:
-        """Return what a view shows: a value, the first feature, and the step between features."""
-        if v.op is None or v.op not in VIEWS or v.role == "shared":
-            return v, 0, 1
-        a = v.inputs[0]
-        inner, offset, step = self._view(a)
-        n, m = features(v), features(a)
-        if v.op is ops.part and v.attrs["axis"] == 1:
-            return inner, offset + step * v.attrs["start"], step
-        if v.op is ops.broadcast and m == 1 and a.role == "rows":
-            return inner, offset, 0
-        if v.op is ops.broadcast and n == m:
-            return inner, offset, step
-        if v.op is ops.reshape and n == m and a.role == "rows":
-            return inner, offset, step
-        if v.op is ops.getitem:
-            index = v.attrs["index"]
-            index = index if isinstance(index, tuple) else (index,)
-            slices = [i for i in index if i is not None and i is not Ellipsis]
-            if n == m and all(i == slice(None) for i in slices):
-                return inner, offset, step
-            if len(slices) == 2 and slices[0] == slice(None) and isinstance(slices[1], slice):
-                start, _, by = slices[1].indices(m)
-                if by == 1:
-                    return inner, offset + step * start, step
-        raise CompileError(f"{v.op.name}({v.attrs}) runs on NumPy")
-
-    def _analyse(self) -> None:
-        inside = set(self.section.values)
-        for v in self.section.values:
+    def _levels(self, values: list[Value]) -> dict[int, list[Value]]:
+        inside, level = set(values), dict[Value, int]()
+        levels: dict[int, list[Value]] = {}
+        for v in values:
             if v.op in VIEWS:
-                self.base[v] = self._view(v)
-                self.level[v] = self.level.get(self.base[v][0], 0)
                 continue
-            level = 0
+            at = 0
             for i in v.inputs:
                 inner, offset, step = self.base.get(i, (i, 0, 1))
                 if inner not in inside:
                     continue
                 plain = (
-                    v.op in ELEMENTWISE and inner.op in ELEMENTWISE and not offset and step == 1
-                    and features(inner) == features(i) == features(v)
+                    (v.op in ELEMENTWISE or v in self.sums) and inner.op in ELEMENTWISE
+                    and not offset and step == 1 and features(inner) == features(i)
+                    and (v in self.sums or features(v) == features(i))
                 )  # fmt: skip
-                at = self.level[inner]
-                if not plain:
-                    at += 0 if v.op is ops.concat else 1
-                level = max(level, at)
-            self.level[v] = level
-            if v.op not in ELEMENTWISE:
-                self._check(v)
-        for v in self.section.values:
+                at = max(at, level[inner] + (0 if plain or v.op is ops.concat else 1))
+            level[v] = at
+            levels.setdefault(at, []).append(v)
             if v.op is ops.concat:
-                at = 0
+                start = 0
                 for i in v.inputs:
-                    self.joins.setdefault(i, []).append((v, at))
-                    at += features(i)
-
-    def _check(self, v: Value) -> None:
-        op = v.op
-        features(v)
-        if op is ops.matmul:
-            x, w = v.inputs
-            if len(x.shape) == 2 and w.role == "shared" and len(w.shape) == 2:
-                return
-        elif op in (ops.sum, ops.max):
-            axes = v.attrs.get("axis")
-            axes = axes if isinstance(axes, tuple) else (axes,)
-            if len(v.inputs[0].shape) == 2 and tuple([a % 2 for a in axes]) == (1,):
-                return
-        elif op is ops.concat:
-            if all(len(i.shape) == 2 for i in v.inputs):
-                return
-        elif op is ops.scatter and (
-            all(len(i.shape) == 2 for i in v.inputs)
-            and all(_columns(i) is not None for i in v.attrs["index"])
-        ):
-            return
-        raise CompileError(f"{op.name if op else ''} of {v.shape} runs on NumPy")
+                    self.joins.setdefault(i, []).append((v, start))
+                    start += features(i)
+        return levels
 
     # --- places
 
@@ -217,18 +186,21 @@ class Loop:
         if inner.role == "shared":
             name = f"s{inner.number}"
             k = features(inner) if inner.leaf != "parameter" or len(inner.shape) < 2 else 0
-            place = Place(name, "", 0, 0, 0 if k == 1 else 1)
+            place = Place(name, "0", 0, 0, 0 if k == 1 else 1)
         else:
             if inner not in self.places:
                 if inner.op is None:  # scratch would be read before it is written
                     raise CompileError(f"a {inner.leaf} that passes through as it is runs on NumPy")
                 name, k = f"z{inner.number}", features(inner)
-                self.scratch[name] = k, inner.dtype.name
-                self.places[inner] = Place(name, "n - r0", k)
+                chunk = self.home[inner] != STEP or inner in self.far
+                self.scratch[name] = chunk, k, inner.dtype.name
+                self.places[inner] = Place(name, "z" if chunk else "0", k)
             place = self.places[inner]
+        if place.row == "r0" and self._now != STEP:  # such rows do not go on from step to step
+            self.flat = False
         if not place.array.startswith("z"):
             self.arguments[place.array] = None
-        return Place(place.array, place.row, place.width, place.offset + offset, place.step * step)
+        return replace(place, offset=place.offset + offset, step=place.step * step)
 
     def body(self) -> Body:
         """Return a new pass."""
@@ -245,7 +217,7 @@ class Loop:
                 return f"{self.real}({float(number)!r})"
             if v.role == "shared":
                 self.arguments[f"s{v.number}"] = None
-                return body.at(Place(f"s{v.number}", "", 0, 0, 0), j)
+                return body.at(Place(f"s{v.number}", "0", 0, 0, 0), j)
         if v.leaf == "constant" and v.role == "rows":
             raise CompileError("a constant with an axis of the batch runs on NumPy")
         place = self.place(v)
@@ -253,53 +225,112 @@ class Loop:
             place.step = 0
         return body.at(place, j)
 
+    def total_of(self, s: Value) -> Place:
+        """Return where a tile sums over its rows."""
+        self.arguments[self.sums_at.array] = None
+        return replace(self.sums_at, offset=self.sums[s])
+
     # --- source
 
-    def _write(self) -> str:
-        levels: dict[int, list[Value]] = {}
-        for v in self.section.values:
-            if v.op not in VIEWS:
-                levels.setdefault(self.level[v], []).append(v)
-        body: list[str] = []
-        for k in sorted(levels):
+    def _stage(self, k: int) -> list[str]:
+        """Return the lines of a stage: calls of passes, products and sums."""
+        self._now = k
+        lines: list[str] = []
+        values = self.stages[k]
+        levels = self._levels(values)
+        for level in sorted(levels):
             passes: dict[int, list[Value]] = {}
             others: list[Value] = []
-            for v in levels[k]:
+            for v in levels[level]:
                 if v.op in ELEMENTWISE:
                     passes.setdefault(features(v), []).append(v)
                 else:
                     others.append(v)
+            fused = {v for v in others if v in self.sums and v.inputs[0] in levels[level]}
             for v in others:
-                if v.op is not ops.concat:
-                    body += self._other(v)
-            for width, values in passes.items():
-                body += self._pass(width, values)
+                if v.op is not ops.concat and v not in fused:
+                    lines.append(self._other(v))
+            for width, chosen in passes.items():
+                lines.append(self._pass(width, chosen, fused))
             for v in others:
                 if v.op is ops.concat:
-                    body += self._concat(v)
-        for v, place in self.copies:
+                    lines += self._concat(v)
+        return lines + self._copies([(v, to) for stage, v, to in self.copies if stage == k])
+
+    def _copies(self, pairs: list[tuple[Value | None, Place]]) -> list[str]:
+        """Return the calls of passes that copy values to places, or zeros where there is none."""
+        lines, late = [], []
+        written = {place.array for _, place in pairs}
+        for v, place in pairs:
             self.arguments[place.array] = None
-            copy = self.body()
-            copy.lines += ["for n in range(rows):", f"    for j in range(U({features(v)})):"]
-            source = self.load(copy, v, features(v))
-            copy.lines.append(f"        {copy.at(place, 'j')} = {source}")
-            body.append(copy.call())
+            copy, k = self.body(), place.width
+            if v is None:
+                late.append(copy.each(k, [f"{copy.at(place, 'j')} = {self.real}(0.0)"]).call())
+                continue
+            if v.leaf != "constant" and self.place(v).array in written:  # read before it is lost
+                name = f"z_{place.array}"
+                self.scratch[name] = False, k, v.dtype.name
+                between = Place(name, "0", k)
+                back = self.body()
+                moved = f"{back.at(place, 'j')} = {back.at(between, 'j')}"
+                late.append(back.each(k, [moved]).call())
+                place = between
+            source = self.load(copy, v, k)
+            lines.append(copy.each(k, [f"{copy.at(place, 'j')} = {source}"]).call())
+        return lines + late
+
+    def source(self) -> str:
+        """Return the source of the passes and of the function of a tile."""
+        early, step, late = self.lines
         head = [
-            *[b.source(self.real) for b in self.bodies],
-            "@njit(cache=CACHE, nogil=True, error_model='numpy', fastmath={'contract'})",
-            f"def {self.name}({', '.join([*ALWAYS, *self.arguments])}):",
+            *[b.source() for b in self.bodies],
+            "@njit(cache=True, nogil=True, error_model='numpy', fastmath={'contract'})",
+            f"def {self.name}_tile({', '.join([*ALWAYS, *self.arguments])}):",
             "    p = 1 if reverse else 0",
             "    q = 1 - p",
+            "    rows, R = r1 - r0, T * N",
         ]
-        for name, (k, dtype) in self.scratch.items():
+        if self.sums:
+            start = f"{self.sums_at.array}[{self.sums_at.first()} + j] = 0"
+            head += [
+                "    if k0 == 0:",
+                f"        for j in range({self.total}):",
+                f"            {start}",
+            ]
+        for name, (chunk, k, dtype) in self.scratch.items():
             dtype = {"bool": "bool_"}.get(dtype, dtype)
-            head.append(f"    {name} = np.empty((r1 - r0) * {k}, np.{dtype})")
-        first = "T - 1 - k if reverse else k" if not self.back else "k if reverse else T - 1 - k"
-        head += ["    for k in range(T):", f"        t = {first}"]
-        return "\n".join([*head, *["        " + line for line in body], "    return 0"]) + "\n"
+            count = "steps * rows" if chunk else "rows"
+            head.append(f"    {name} = np.empty({count} * {k}, np.{dtype})")
+        down = "not reverse" if self.back else "reverse"
+        head += [
+            "    for a in range(k0, k1, steps):",
+            "        b = min(k1, a + steps)",
+            f"        t0 = T - b if {down} else a",
+            *self._rows(early),
+            "        m = rows",
+            "        for k in range(a, b):",
+            f"            t = T - 1 - k if {down} else k",
+            "            f, z = t * N + r0, (t - t0) * rows",
+            *[f"            {line}" for line in step],
+            *self._rows(late),
+        ]
+        return "\n".join(head) + "\n"
 
-    def _pass(self, k: int, values: list[Value]) -> list[str]:
-        """Write one pass over the rows: `values` of `k` features each."""
+    def _rows(self, lines: list[str]) -> list[str]:
+        """Return the lines of a stage that takes all these steps at once where it can."""
+        if not lines:
+            return []
+        whole = "rows == N" if self.flat else "False"
+        return [
+            f"        whole = {whole}",
+            "        m = (b - a) * N if whole else rows",
+            "        for k in range(1 if whole else b - a):",
+            "            f, z = (t0 + k) * N + r0, k * rows",
+            *[f"            {line}" for line in lines],
+        ]
+
+    def _pass(self, k: int, values: list[Value], sums: set[Value]) -> str:
+        """Write one pass over the rows: `values` of `k` features each, and sums of them."""
         own = set(values)
         body = self.body()
         lines = []
@@ -328,100 +359,87 @@ class Loop:
                 place = self.place(whole)
                 place.offset += at
                 lines.append(f"{body.at(place, 'j')} = x{v.number}")
-        body.lines = ["for n in range(rows):", f"    for j in range(U({k})):"]
-        body.lines += ["        " + line for line in lines]
-        return [body.call()]
+            for s in sums:
+                if s.inputs[0] is v:
+                    lines.append(f"{body.at(self.total_of(s), 'j')} += x{v.number}")
+        return body.each(k, lines).call()
 
     def _is_read(self, v: Value, own: set[Value]) -> bool:
         """Return whether something outside its pass reads a value from memory."""
-        if any(self.base.get(w, (w, 0, 1))[0] is v for w, _ in self.copies):
+        if any(w is not None and self.inner(w) is v for _, w, _ in self.copies):
             return True
-        for w in self.section.values:
-            if w.op in VIEWS or (w.op is ops.concat and v in w.inputs):
+        every = [w for stage in self.stages for w in stage if w.op not in VIEWS]
+        for w in every:
+            if w.op is ops.concat and self.home[w] == self.home[v]:  # its pass writes it there,
+                if any(i is not v and self.inner(i) is v for i in w.inputs):  # but not a view of it
+                    return True
+                continue
+            if w in self.sums and w.inputs[0] is v and self.home[w] == self.home[v]:
                 continue
             for i in w.inputs:
                 inner, offset, step = self.base.get(i, (i, 0, 1))
                 if inner is v and (w not in own or offset or step != 1):
                     return True
-        for w in self.section.values:  # a part of a concat that is a view of it
-            if w.op is ops.concat:
-                for i in w.inputs:
-                    if i is not v and self.base.get(i, (i, 0, 1))[0] is v:
-                        return True
         return False
 
     def _concat(self, v: Value) -> list[str]:
         """Write the parts of a concat that no pass has written there."""
         lines, at = [], 0
         for i in v.inputs:
-            if i.op not in ELEMENTWISE:
+            if i.op not in ELEMENTWISE or self.home.get(i) != self.home[v]:
                 place = self.place(v)
                 place.offset += at
-                k = features(i)
-                body = self.body()
-                body.lines += ["for n in range(rows):", f"    for j in range(U({k})):"]
-                body.lines.append(f"        {body.at(place, 'j')} = {self.load(body, i, k)}")
-                lines.append(body.call())
+                k, body = features(i), self.body()
+                moved = f"{body.at(place, 'j')} = {self.load(body, i, k)}"
+                lines.append(body.each(k, [moved]).call())
             at += features(i)
         return lines
 
-    def _other(self, v: Value) -> list[str]:
-        k = features(v)
-        out = self.place(v)
+    def _other(self, v: Value) -> str:
+        """Write a product, a sum or what else is no pass."""
         if v.op is ops.matmul:
-            x, w = v.inputs
-            rows = self.place(x)
-            self.arguments[f"m{w.number}"] = None
-            m, n = w.shape
-            given = f"{rows.array}, {rows.first()} + {rows.offset}, {rows.width}"
-            made = f"{out.array}, {out.first()}, {out.width}"
-            weights = f"m{w.number}, 0, {n}, {self.real}(0.0)"
-            return [f"gemm(BLAS, 0, 0, r1 - r0, {n}, {m}, {given}, {weights}, {made})"]
-        a = v.inputs[0]
+            return self._product(v)
+        a, body = v.inputs[0], self.body()
         width = features(a)
-        body = self.body()
-        lines = body.lines
-        lines.append("for n in range(rows):")
+        if v in self.sums:
+            total = body.at(self.total_of(v), "j")
+            return body.each(width, [f"{total} += {self.load(body, a, width)}"]).call()
+        out, lines = self.place(v), body.lines
         if v.op is ops.sum:
-            lanes = min(LANES, 1 << (width.bit_length() - 1))
-            whole = width - width % lanes
-            zero = f"{self.real}(0.0)"
-            lines += [f"    c{i} = {zero}" for i in range(lanes)]
-            lines.append(f"    for j in range(U(0), U({whole}), U({lanes})):")
-            lines += [f"        c{i} += {self.load(body, a, width, f'j + U({i})')}"
-                      for i in range(lanes)]  # fmt: skip
-            names = [f"c{i}" for i in range(lanes)]
-            while len(names) > 1:
-                names = [f"({x} + {y})" for x, y in zip(names[::2], names[1::2], strict=True)]
-            lines += [f"    total = {names[0]}", f"    for j in range(U({whole}), U({width})):",
-                      f"        total += {self.load(body, a, width)}",
-                      f"    {body.at(out, 'U(0)')} = total"]  # fmt: skip
+            body.flags += ", 'reassoc', 'nsz'"
+            lines.append(f"    total = {self.real}(0.0)")
+            body.each(width, [f"total += {self.load(body, a, width)}"])
+            lines.append(f"    {body.at(out, 'U(0)')} = total")
         elif v.op is ops.max:
             load = self.load(body, a, width)
-            lines += [f"    top = {self.load(body, a, width, 'U(0)')}",
-                      f"    for j in range(U(1), U({width})):",
-                      f"        if {load} > top or {load} != {load}:", f"            top = {load}",
-                      f"    {body.at(out, 'U(0)')} = top"]  # fmt: skip
+            lines.append(f"    top = {self.load(body, a, width, 'U(0)')}")
+            body.each(width, [f"if {load} > top or {load} != {load}:", f"    top = {load}"])
+            lines.append(f"    {body.at(out, 'U(0)')} = top")
         else:  # scatter
-            zero = f"{self.real}(0.0)"
-            lines += [f"    for j in range(U({k})):", f"        {body.at(out, 'j')} = {zero}"]
+            body.each(features(v), [f"{body.at(out, 'j')} = {self.real}(0.0)"])
             for part, index in zip(v.inputs, v.attrs["index"], strict=True):
-                columns = _columns(index)
+                columns = columns_of(index)
                 assert columns is not None
-                start, _, _ = columns.indices(k)
-                place = self.place(v)
-                place.offset += start
-                n = features(part)
-                lines.append(f"    for j in range(U({n})):")
-                lines.append(f"        {body.at(place, 'j')} += {self.load(body, part, n)}")
-        return [body.call()]
+                place, n = self.place(v), features(part)
+                place.offset += columns.indices(features(v))[0]
+                body.each(n, [f"{body.at(place, 'j')} += {self.load(body, part, n)}"])
+        return body.call()
 
+    def _product(self, v: Value) -> str:
+        x, w = v.inputs
+        inner, columns = w.shape
+        assert inner is not None
+        assert columns is not None
+        if w not in self.packed:
+            from .products import packed_size  # needs numba
 
-def _columns(index: Any) -> slice | None:
-    """Return the slice of the features that an index names."""
-    index = index if isinstance(index, tuple) else (index,)
-    if len(index) == 1 and index[0] == slice(None):
-        return slice(None)
-    if len(index) == 2 and index[0] == slice(None) and isinstance(index[1], slice):
-        return index[1] if index[1].step in (None, 1) else None
-    return None
+            self.packed[w] = self.packs
+            self.packs += packed_size(inner, columns, self.dtype)
+            self.arguments[f"w{w.number}"] = self.arguments["P"] = None
+        given, made = self.place(x), self.place(v)
+        return (
+            f"product(product_at, m, {inner}, {columns}, "
+            f"{given.array}, {given.first()} + {given.offset}, "
+            f"{given.width}, P, {self.packed[w]}, {made.array}, {made.first()} + {made.offset}, "
+            f"{made.width})"
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +22,10 @@ from ..tensor import Parameter, Tensor
 from . import numba_backend, passes, rows
 from .errors import CompileError
 from .numpy_backend import Kernels
+from .outside import Outside
 from .passes import Schedule
-from .tape import Run, loop, output
+from .repeat import PLAIN, Repeat, key_of, repeats
+from .tape import Run, loop, output, unroll
 from .trace import Program, Request, trace
 
 _KEPT = 32  # programs of a layer
@@ -38,6 +39,20 @@ class Compiled(Recurrent):
     """What a compiled layer adds to the class of the layer."""
 
     _compiler: Compiler
+
+    def __reduce__(self) -> tuple[Any, ...]:  # pickle does not know the class, which was made here
+        held = {name: value for name, value in vars(self).items() if name != "_compiler"}
+        return _restored, (type(self).__bases__[1], held, self._compiler.backend,
+                           self._compiler.threads)  # fmt: skip
+
+    def forward(self, x: Any = None, state: State = None, **words: Any) -> Any:
+        """Run the cells over a sequence: as the layer's own ``forward``, and with its arguments."""
+        if state is None and not words and isinstance(x, Tensor):
+            here = scope()
+            known = self._compiler.calls.get(key_of(x, here, self))
+            if known is not None and known.holds():
+                return known.run(x, here)
+        return super().forward(x, state, **words)
 
     def _runner(self, T: int, trace: bool) -> Runner | None:
         here = scope()
@@ -65,7 +80,9 @@ class Compiler:
         self.backend, self.threads = backend, threads
         self.without_numba, self.used = "", ""  # why not numba; the back end of the last call
         self.programs: dict[Any, Any] = {}  # and the parameters, or why there is none
+        self.outsides: dict[int, Outside] = {}  # what the steps of the cells read besides them
         self.kernels: dict[Any, tuple[Schedule, Any]] = {}
+        self.calls: dict[Any, Repeat] = {}
         self.plan: Schedule | None = None
         self.reasons: dict[str, str] = {}
 
@@ -83,7 +100,7 @@ class Compiler:
         given_types = [t.dtype.kind for t in [*leaves(state), *([] if x is None else [x])]]
         try:
             if "c" not in given_types:  # complex steps are for checks
-                made = self._run(cell, unrolled, x, state, direction, given)
+                made = self._run(layer, cell, unrolled, x, state, direction, given)
                 self.reasons.pop(place, None)
                 return made
         except CompileError as reason:
@@ -116,8 +133,9 @@ class Compiler:
         return segmented(cell, piece, x, state, direction, given, every)
 
     def _run(
-        self, cell: Cell, unrolled: Any, x: Any, state: State, direction: str, given: Input
-    ) -> tuple[Any, State]:
+        self, layer: Recurrent, cell: Cell, unrolled: Any, x: Any, state: State, direction: str,
+        given: Input,
+    ) -> tuple[Any, State]:  # fmt: skip
         noise: Noise = unrolled.keywords["noise"]
         traced = unrolled.keywords["traced"]
         place = unrolled.keywords["place"]
@@ -132,8 +150,9 @@ class Compiler:
             cell, x, state, given, mask, noise.zoneout, traced is not None
         )
         marks = program.marks if traced is not None else {}
-        if any(v.role != "rows" for v in marks.values()):
-            raise CompileError("a mark has no axis of the batch")
+        for name, v in marks.items():
+            if v.role != "rows":
+                raise CompileError(f"the mark {name} has no axis of the batch{v.line}")
         inputs = [*([] if x is None else [x]), *parts, *[p for _, p in named]]
         backward = scope().mode == NEEDED and any(t.requires_grad for t in inputs)
         wanted = tuple([name for name, p in named if p.requires_grad]) if backward else ()
@@ -150,8 +169,10 @@ class Compiler:
         run = Run(
             plan, kernels, given.steps, given.batch, direction == DIRECTIONS[1], x is not None,
             [name for name, _ in named], inside, None if mask is None else mask.data,
-            partial(_again, unrolled, state, given.steps),
+            partial(unroll, unrolled, state, given.steps),
         )  # fmt: skip
+        if x is not None and given.valid is None and traced is None and not given.unbatched:
+            self._remember(layer, cell, x, state, plan, kernels, named)
         token: Any = loop(*inputs, run=run)
         read = partial(token.__record__, output, token, ())
         y: Any = read({"run": run, "key": "y"})
@@ -163,6 +184,17 @@ class Compiler:
                 value = zero_past_end(value, given.valid)
             traced[f"L{place[1]}.{place[2]}.{name}"] = value
         return y, final
+
+    def _remember(
+        self, layer: Recurrent, cell: Cell, x: Tensor, state: State, plan: Schedule, kernels: Any,
+        named: list[tuple[str, Parameter]],
+    ) -> None:  # fmt: skip
+        """Keep what a call like this one need not find out again."""
+        key = key_of(x, scope(), layer)
+        if key is not None and repeats(layer, type(layer).__bases__[1], cell, state):
+            _limit(self.calls)
+            outside = self.outsides[id(cell)]
+            self.calls[key] = Repeat(layer, cell, state, outside, plan, kernels, named)
 
     def _build(
         self, program: Program, x_grad: bool, wanted: tuple[str, ...], backward: bool, traced: bool
@@ -193,13 +225,13 @@ class Compiler:
         shapes = [(t.shape[1:], t.dtype) for t in leaves(state)]
         features = None if x is None else x.shape[2]
         inside = given.valid is not None
-        key = (
-            id(cell), _fingerprint(cell), features, tuple(shapes), inside, mask is not None,
-            zoneout, traced,
-        )  # fmt: skip
+        rest = features, tuple(shapes), inside, mask is not None, zoneout, traced
+        key = self._key(cell, rest)
         known = self.programs.get(key)
         if known is None:
             _limit(self.programs)
+            self.outsides.pop(id(cell), None)  # its step may be another, which reads other things
+            key = self._key(cell, rest)
             request = Request(
                 cell, partial(_body, zoneout, traced), features, shapes, partial(fill, state),
                 inside, None if mask is None else mask.shape[1:],
@@ -210,9 +242,11 @@ class Compiler:
                 rows.assign(found)
                 for v in [found.y, *found.states]:
                     if v.role != "rows":
-                        raise CompileError("the output or the state has no axis of the batch")
+                        raise CompileError(
+                            f"the output or the state has no axis of the batch{v.line}"
+                        )
             except CompileError as reason:
-                found = reason
+                found = CompileError(str(reason))  # without the frames, which hold arrays
             except Exception as error:
                 found = CompileError(f"its step failed with example values: {error}")
             held = [(module, dict(vars(module))) for module in _modules(cell)]  # so ids stay theirs
@@ -223,8 +257,16 @@ class Compiler:
             known = self.programs[key]
         found, named, _ = known
         if isinstance(found, CompileError):
-            raise found
+            raise CompileError(str(found))
         return found, named
+
+    def _key(self, cell: Cell, rest: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return what tells one program from another."""
+        outside = self.outsides.get(id(cell))
+        if outside is None:
+            _limit(self.outsides)
+            outside = self.outsides[id(cell)] = Outside(cell)
+        return id(cell), _fingerprint(cell), outside(), *rest
 
     def report(self) -> str:
         """Return what became of the steps, in words."""
@@ -273,27 +315,11 @@ def _body(
     return y, new, dict(marks) if traced else {}
 
 
-def _again(
-    unrolled: Callable[..., Any], template: State, T: int, x: Any, parts: Sequence[Any]
-) -> tuple[list[Any], State, dict[str, Any]]:
-    """Run the steps unrolled, recorded."""
-    words = dict(unrolled.keywords)  # type: ignore[attr-defined]
-    marks: dict[str, Any] | None = None if words["traced"] is None else {}
-    steps = [None] * T if x is None else cut(x)
-    again = partial(unrolled.func, *unrolled.args, **{**words, "traced": marks})  # type: ignore[attr-defined]
-    outputs, final = again(steps, fill(template, parts))
-    prefix = "L{}.{}.".format(*words["place"][1:])
-    return outputs, final, {k.removeprefix(prefix): v for k, v in (marks or {}).items()}
-
-
-_PLAIN = (int, float, str, bool, type(None))
-
-
 def _fingerprint(cell: Cell) -> tuple[Any, ...]:
     """Return what tells a cell from itself with another setting."""
     return tuple(
         [
-            (name, value if type(value) in _PLAIN else _told(value))
+            (name, value if type(value) in PLAIN else _told(value))
             for module in _modules(cell)
             for name, value in vars(module).items()
             if name != "_called"
@@ -303,7 +329,7 @@ def _fingerprint(cell: Cell) -> tuple[Any, ...]:
 
 def _told(value: Any) -> Any:
     """Return what changes when a setting does: its content, as far as it is known to have one."""
-    if type(value) in _PLAIN:
+    if type(value) in PLAIN:
         return value
     if isinstance(value, Parameter):
         return id(value), value.requires_grad, value.shape
@@ -325,6 +351,15 @@ def _modules(cell: Cell) -> list[Module]:
 
 
 _classes: dict[type, type] = {}
+
+
+def _restored(
+    kind: type[Recurrent], held: dict[str, Any], backend: str | None, threads: int | None
+) -> Compiled:
+    """Return the compiled layer that was pickled."""
+    layer = object.__new__(kind)
+    vars(layer).update(held)
+    return compiled(layer, backend, threads)
 
 
 def compiled(layer: Recurrent, backend: str | None = None, threads: int | None = None) -> Compiled:

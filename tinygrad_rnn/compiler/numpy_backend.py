@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,8 @@ class Writer:
 
     # --- what both directions begin with
 
-    def head(self, sections: Iterable[Section]) -> None:
-        """Bind leaves and compute what is shared."""
+    def head(self, sections: Iterable[Section], needless: Collection[Value] = ()) -> None:
+        """Bind leaves and compute what is shared, but for what is `needless`."""
         program = self.plan.program
         ends = [program.y, *program.states, *program.marks.values()]  # a leaf is in no section
         stack = [v for s in sections for v in s.values]
@@ -88,7 +88,7 @@ class Writer:
                     stack.append(i)
         self.put("R = T * N")
         names = {v.name: k for k, v in enumerate(self.parameters)}
-        for v in sorted(seen, key=lambda v: v.number):
+        for v in sorted(seen.difference(needless), key=lambda v: v.number):
             if v.role == "shared" and v.leaf == "parameter":
                 self.put(f"s{v.number} = parameters[{names[v.name]}]")
             elif v.role == "shared" and v.leaf == "constant":
@@ -208,9 +208,9 @@ class Writer:
             self.put(f"w{v.number} = b{v.number}.reshape({self.shape(v, 'all')})")
         for v in plan.sink.values:
             self.compute(v, "all", None)
-        gx = "None" if x_grad is None else self.ref(x_grad, "all")
+        gx = "None" if x_grad is None else f"np.array({self.ref(x_grad, 'all')})"
         wanted = [program.parameter_grads[p] for p in plan.parameters]
-        found = "".join([self.ref(v, "all") + ", " for v in wanted])
+        found = "".join([f"np.array({self.ref(v, 'all')}), " for v in wanted])
         self.put(f"return {gx}, G, ({found})")
 
     def backward_loop(self, needs: list[Value], seeds: list[Value]) -> None:
@@ -331,8 +331,8 @@ class Writer:
             self.put(f"{name} = {self.constant(op.forward)}({', '.join(args)}{tail})")
         elif op is ops.sigmoid and out:
             self.put(f"{name} = np.negative({args[0]}, {out})")
-            quiet = self.constant(ops._quiet.run)  # exp may overflow, as in `ops.sigmoid`
-            self.put(f"{quiet}(np.exp, {name}, {name}); np.add({name}, 1, {name})")
+            quiet = self.constant(ops._quiet)  # exp may overflow, as in `ops.sigmoid`
+            self.put(f"{quiet}.run(np.exp, {name}, {name}); np.add({name}, 1, {name})")
             self.put(f"np.reciprocal({name}, {name})")
         elif op is ops.sum and out:
             axis, keep = v.attrs.get("axis"), v.attrs.get("keepdims", False)

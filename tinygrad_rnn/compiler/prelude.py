@@ -1,4 +1,4 @@
-"""What every generated numba kernel starts with: SIMD exp, tanh, sigmoid and log, and BLAS' gemm.
+"""What every generated numba kernel starts with: SIMD exp, tanh, sigmoid and log, and calls.
 
 The text of this module is the head of each kernel file, so it imports nothing from this package
 and holds no addresses. A function here is an `intrinsic`: it writes straight-line LLVM code at
@@ -28,9 +28,11 @@ from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
+from numba import njit as njit  # for the kernels
 from numba.core import cgutils, types
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.errors import TypingError
-from numba.extending import get_cython_function_address, intrinsic
+from numba.extending import intrinsic
 
 
 class _Format:
@@ -306,128 +308,62 @@ from_bits = _bitcast(
 )
 
 
-def gemm_address(dtype: Any) -> int:
-    """Return the address of scipy's sgemm or dgemm, which kernels are given when they are called.
-
-    Parameters
-    ----------
-    dtype
-        float32 or float64.
-
-    Returns
-    -------
-    int
-        An address that holds in this process only: it must not be kept on disk.
-
-    Raises
-    ------
-    TypeError
-        If `dtype` is another one.
-    RuntimeError
-        If this scipy's BLAS counts in another integer than C's int.
-    """
-    name = {"float32": "sgemm", "float64": "dgemm"}.get(np.dtype(dtype).name)
-    if name is None:
-        raise TypeError(f"gemm is for float32 and float64, not for {np.dtype(dtype).name}")
-    from scipy.linalg import cython_blas
-
-    if repr(cython_blas.__pyx_capi__[name]).count(", int *") != 6:
-        raise RuntimeError(f"scipy.linalg.cython_blas.{name} takes sizes that are no C int")
-    return int(get_cython_function_address("scipy.linalg.cython_blas", name))
-
-
-def _gemm_code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """Write the call of BLAS: row-major C = A B is column-major C' = B' A'."""
-    address, trans_a, trans_b, m, n, k, a, a_at, lda, b, b_at, ldb, beta, c, c_at, ldc = arguments
-    kind_a, kind_b, kind_c = (signature.args[i] for i in (6, 9, 13))
-    real, integer, char = context.get_value_type(kind_c.dtype), ir.IntType(32), ir.IntType(8)
-
-    def kept(value: Any) -> Any:
-        place = cgutils.alloca_once(builder, value.type)  # in the entry block: loops do not grow it
-        builder.store(value, place)
-        return builder.bitcast(place, cgutils.voidptr_t)
-
-    def letter(flag: Any) -> Any:
-        is_set = builder.icmp_signed("!=", flag, ir.Constant(flag.type, 0))
-        return kept(
-            builder.select(is_set, ir.Constant(char, ord("T")), ir.Constant(char, ord("N")))
-        )
-
-    def size(value: Any, least: int = 0) -> Any:
-        value, low = builder.trunc(value, integer), ir.Constant(integer, least)
-        return kept(builder.select(builder.icmp_signed("<", value, low), low, value))
-
-    def pointer(kind: Any, array: Any, at: Any) -> Any:
-        data = context.make_array(kind)(context, builder, array).data
-        return builder.bitcast(builder.gep(data, [at]), cgutils.voidptr_t)
-
-    values = [letter(trans_b), letter(trans_a), size(n), size(m), size(k)]
-    values += [kept(ir.Constant(real, 1.0)), pointer(kind_b, b, b_at), size(ldb, 1)]
-    values += [pointer(kind_a, a, a_at), size(lda, 1)]
-    values += [kept(beta), pointer(kind_c, c, c_at), size(ldc, 1)]
-    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t] * len(values))
+def _call(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Write the call of the function at the first argument; arrays become pointers."""
+    address, *rest = arguments
+    values = [
+        context.make_array(kind)(context, builder, value).data
+        if isinstance(kind, types.Array)
+        else value
+        for kind, value in zip(signature.args[1:], rest, strict=True)
+    ]
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
     builder.call(builder.inttoptr(address, kind.as_pointer()), values)
     return context.get_dummy_value()
 
 
-@intrinsic
-def gemm(
-    typingctx: Any,
-    address: Any,
-    trans_a: Any,
-    trans_b: Any,
-    m: Any,
-    n: Any,
-    k: Any,
-    a: Any,
-    a_at: Any,
-    lda: Any,
-    b: Any,
-    b_at: Any,
-    ldb: Any,
-    beta: Any,
-    c: Any,
-    c_at: Any,
-    ldc: Any,
-) -> Any:
-    """Set C to ``op(A) op(B) + beta C`` by the BLAS function at `address`; the GIL is not needed.
-
-    op(A) is (m, k), op(B) is (k, n) and C is (m, n), row by row in memory: element (i, j) of A is
-    ``a.ravel()[a_at + i * lda + j]``, and so for B and C; `trans_a` or `trans_b` not 0 transposes.
-    The arrays are of float32 or of float64, all three alike and C-contiguous, of any number of
-    axes. Sizes are below 2^31. Where `beta` is 0, C is not read. Nothing is checked at run time.
-    """
-    for name, array in (("a", a), ("b", b), ("c", c)):
-        if not (isinstance(array, types.Array) and array.layout == "C"):
-            raise TypingError(f"gemm's {name} must be a C-contiguous array, not {array}")
-        if array.dtype != a.dtype or array.dtype not in (types.float32, types.float64):
-            raise TypingError(
-                "gemm's a, b and c must be all float32 or all float64: "
-                f"a is {a.dtype}, {name} is {array.dtype}"
-            )
-    if not c.mutable:
-        raise TypingError("gemm writes to c, which is a read-only array")
-    for name, value in zip(
-        (
-            "address",
-            "trans_a",
-            "trans_b",
-            "m",
-            "n",
-            "k",
-            "a_at",
-            "lda",
-            "b_at",
-            "ldb",
-            "c_at",
-            "ldc",
-        ),
-        (address, trans_a, trans_b, m, n, k, a_at, lda, b_at, ldb, c_at, ldc),
-        strict=True,
-    ):
-        if not isinstance(value, types.Integer | types.Boolean):
-            raise TypingError(f"gemm's {name} must be an integer, not {value}")
-    if not isinstance(beta, types.Number):
-        raise TypingError(f"gemm's beta must be a number, not {beta}")
+def _calls(*kinds: Any) -> Any:
     i = types.int64
-    return types.void(i, i, i, i, i, i, a, i, i, b, i, i, c.dtype, c, i, i), _gemm_code
+    return types.void(i, *[i if isinstance(k, types.Integer | types.Boolean) else k for k in kinds])
+
+
+# The functions of products.py, by their addresses: nothing is checked at run time.
+
+
+@intrinsic
+def pack(
+    typingctx: Any, address: Any, inner: Any, columns: Any, w: Any, w_at: Any, w_row: Any,
+    w_column: Any, to: Any, to_at: Any,
+) -> Any:  # fmt: skip
+    """Pack weights."""
+    return _calls(inner, columns, w, w_at, w_row, w_column, to, to_at), _call
+
+
+@intrinsic
+def product(
+    typingctx: Any, address: Any, rows: Any, inner: Any, columns: Any, a: Any, a_at: Any,
+    a_row: Any, packed: Any, packed_at: Any, c: Any, c_at: Any, c_row: Any,
+) -> Any:  # fmt: skip
+    """Set rows of C to rows of A times packed weights."""
+    return _calls(rows, inner, columns, a, a_at, a_row, packed, packed_at, c, c_at, c_row), _call
+
+
+@intrinsic
+def outer(
+    typingctx: Any, address: Any, rows: Any, m: Any, n: Any, a: Any, a_at: Any, a_row: Any, b: Any,
+    b_at: Any, b_row: Any, c: Any, part: Any, parts: Any,
+) -> Any:  # fmt: skip
+    """Set columns of C to the sum over rows of A[i]^T B[i]."""
+    return _calls(rows, m, n, a, a_at, a_row, b, b_at, b_row, c, part, parts), _call
+
+
+U = np.uint64  # as an index it cannot be negative, so that no check stands in the way of SIMD
+
+
+class Apart(CompilerBase):
+    """Compiles functions of which no two arrays overlap."""
+
+    def define_pipelines(self) -> Any:
+        """Return numba's own pipeline."""
+        self.state.flags.noalias = True
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]

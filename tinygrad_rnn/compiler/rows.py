@@ -52,7 +52,9 @@ def _role(v: Value) -> str:
 
 def _mixes(v: Value) -> CompileError:
     name = v.op.name if v.op else "?"
-    return CompileError(f"{name} mixes the sequences of the batch, or moves the axis of the batch")
+    return CompileError(
+        f"{name} mixes the sequences of the batch, or moves the axis of the batch{v.line}"
+    )
 
 
 def _check_sum(v: Value) -> None:
@@ -69,7 +71,7 @@ def _check_rows(v: Value) -> None:
     """Raise unless each row of `v` is made of the same row of its inputs."""
     op, attrs, ndim = v.op, v.attrs, len(v.shape)
     if op not in KNOWN:
-        raise CompileError(f"the op {op.name if op else ''} is not known to the compiler")
+        raise CompileError(f"the op {op.name if op else ''} is not known to the compiler{v.line}")
     first = v.inputs[0]
     if op is ops.matmul:
         x, w = v.inputs
@@ -93,12 +95,12 @@ def _check_rows(v: Value) -> None:
             raise _mixes(v)
     elif op is ops.getitem:
         if len(v.inputs) > 1:
-            raise CompileError("an index of arrays is not known to the compiler")
+            raise CompileError(f"an index of arrays is not known to the compiler{v.line}")
         if not _whole(attrs["index"]):
             raise _mixes(v)
     elif op is ops.scatter:
         if len(v.inputs) > len(attrs["index"]):
-            raise CompileError("an index of arrays is not known to the compiler")
+            raise CompileError(f"an index of arrays is not known to the compiler{v.line}")
         if not all(_whole(i) for i in attrs["index"]):
             raise _mixes(v)
     elif op is ops.reshape and first.shape[0] is not None:

@@ -7,6 +7,7 @@ it, and its rule runs the steps back.  On Tensors the rule differentiates the un
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from .. import autodiff
 from ..arrays import Array
 from ..functional import stack
-from ..nn.states import leaves
+from ..nn.reading import cut
+from ..nn.states import State, fill, leaves
 from ..op import OPS, Use, primitive
 from ..scope import at, masked, recording
 from ..tensor import Tensor
@@ -38,6 +40,9 @@ class Run:
     called "y", 0, 1, ... for the parts of the last state, and "mark.f" for a mark f.
     """
 
+    __slots__ = ("N", "S", "T", "inside", "kept", "kernels", "mask", "names", "outputs", "plan",
+                 "reads", "reverse", "unrolled", "x")  # fmt: skip
+
     def __init__(
         self, plan: Schedule, kernels: Any, T: int, N: int, reverse: bool, reads: bool,
         names: Sequence[str], inside: Array | None, mask: Array | None,
@@ -49,8 +54,7 @@ class Run:
         self.outputs: dict[Any, Array] = {}
 
     def _cut(self, arrays: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-        n = len(self.plan.program.states)
-        first = int(self.reads)
+        n, first = len(self.plan.program.states), int(self.reads)
         return (arrays[0] if self.reads else None), arrays[first : first + n], arrays[first + n :]
 
     def forward(self, arrays: Sequence[Array]) -> Array:
@@ -58,40 +62,50 @@ class Run:
         T, N = self.T, self.N
         x, states, parameters = self._cut(arrays)
         self.x = None if x is None else np.ascontiguousarray(x).reshape(T * N, x.shape[2])
-        self.S = [np.empty((T + 1, *s.shape), s.dtype) for s in states]
         first, last = (T, 0) if self.reverse else (0, T)
-        for whole, s in zip(self.S, states, strict=True):
+        self.S = []
+        for s in states:
+            whole = np.empty((T + 1, *s.shape), s.dtype)
             whole[first] = s
+            self.S.append(whole)
         y, marks, self.kept = self.kernels.forward(
             T, N, self.reverse, self.x, self.S, parameters, self.inside, self.mask
         )
-        self.outputs = {"y": y.reshape(T, N, *y.shape[1:])}
-        self.outputs.update({k: whole[last] for k, whole in enumerate(self.S)})
-        for name, v in zip(self.plan.program.marks, marks, strict=False):
-            self.outputs[f"mark.{name}"] = v.reshape(T, N, *v.shape[1:])
+        outputs = self.outputs
+        outputs["y"] = y.reshape((T, N, *y.shape[1:]))
+        for k, whole in enumerate(self.S):
+            outputs[k] = whole[last]
+        if marks:
+            for name, v in zip(self.plan.program.marks, marks, strict=True):
+                outputs[f"mark.{name}"] = v.reshape((T, N, *v.shape[1:]))
         return np.zeros((), y.dtype)
 
     def backward(self, g: Cotangents, arrays: Sequence[Array]) -> list[Any]:
         """Return the gradients of all inputs."""
         plan, T, N = self.plan, self.T, self.N
+        parts = g.parts
         _, _, parameters = self._cut(arrays)
-        gy = self._whole(g, "y")
-        gmarks = [self._whole(g, f"mark.{m}") for m in (plan.program.marks if plan.traced else ())]
-        gends = [np.array(g.parts[k]) if k in g.parts else np.zeros_like(whole[0])
-                 for k, whole in enumerate(self.S)]  # fmt: skip
+        gy = self._whole(parts.get("y"), "y")
+        gmarks = [self._whole(parts.get(f"mark.{m}"), f"mark.{m}")
+                  for m in (plan.program.marks if plan.traced else ())]  # fmt: skip
+        gends = [
+            np.array(parts[k], order="C") if k in parts else np.zeros(whole.shape[1:], whole.dtype)
+            for k, whole in enumerate(self.S)
+        ]
         gx, gstates, found = self.kernels.backward(
             T, N, self.reverse, self.x, self.S, parameters, self.inside, self.mask, self.kept,
             gy, gends, gmarks,
         )  # fmt: skip
         by_name = dict(zip(plan.parameters, found, strict=True))
         head = [None if gx is None else gx.reshape(T, N, -1)] if self.reads else []
-        return [*head, *gstates, *[by_name.get(name) for name in self.names]]
+        return [*head, *gstates, *map(by_name.get, self.names)]
 
-    def _whole(self, g: Cotangents, key: str) -> Array:
-        y = self.outputs[key]
-        part = g.parts.get(key)
-        whole = np.zeros(y.shape, y.dtype) if part is None else np.ascontiguousarray(part)
-        return whole.reshape(self.T * self.N, *y.shape[2:])
+    def _whole(self, g: Any, key: str) -> Array:
+        """Return the gradient of an output for all steps, as rows."""
+        shape = self.outputs[key].shape
+        if g is None:
+            g = np.zeros(shape, self.outputs[key].dtype)
+        return np.ascontiguousarray(g).reshape((self.T * self.N, *shape[2:]))
 
     def again(self, g: Cotangents, inputs: Sequence[Tensor]) -> list[Any]:
         """Return the gradients of all inputs as Tensors, through the unrolled steps."""
@@ -99,20 +113,46 @@ class Run:
         with recording(), at(None), masked(None):
             own_x = None if x is None else x * 1
             own = [s * 1 for s in states]
-            y, state, marks = self.unrolled(own_x, own)
-            outputs: dict[Any, Any] = {"y": stack(y), **dict(enumerate(leaves(state)))}
-            outputs.update({f"mark.{k}": v for k, v in marks.items()})
-            keys = list(g.parts)
-            wrt = [*([] if own_x is None else [own_x]), *own, *parameters]
-            return autodiff.gradients(
-                [outputs[k] for k in keys], wrt, [g.parts[k] for k in keys], create_graph=True
-            )
+            cut = [(t, t.op, t.inputs) for t in [*([] if own_x is None else [own_x]), *own]]
+            for t, _, _ in cut:  # the graph ends here, or what leads to x gets its part twice
+                t.op, t.inputs = None, ()
+            try:
+                y, state, marks = self.unrolled(own_x, own)
+                outputs: dict[Any, Any] = {"y": stack(y), **dict(enumerate(leaves(state)))}
+                outputs.update({f"mark.{k}": v for k, v in marks.items()})
+                keys = list(g.parts)
+                wrt = [*([] if own_x is None else [own_x]), *own, *parameters]
+                return autodiff.gradients(
+                    [outputs[k] for k in keys], wrt, [g.parts[k] for k in keys], create_graph=True
+                )
+            finally:
+                for t, op, inputs in cut:
+                    t.op, t.inputs = op, inputs
+
+
+def unroll(
+    unrolled: Callable[..., Any], template: State, T: int, x: Any, parts: Sequence[Any]
+) -> tuple[list[Any], State, dict[str, Any]]:
+    """Run the steps of a call again, recorded; return what they put out, last state and marks."""
+    words = dict(unrolled.keywords)  # type: ignore[attr-defined]
+    marks: dict[str, Any] | None = None if words["traced"] is None else {}
+    steps = [None] * T if x is None else cut(x)
+    again = partial(unrolled.func, *unrolled.args, **{**words, "traced": marks})  # type: ignore[attr-defined]
+    outputs, final = again(steps, fill(template, parts))
+    prefix = "L{}.{}.".format(*words["place"][1:])
+    return outputs, final, {k.removeprefix(prefix): v for k, v in (marks or {}).items()}
+
+
+def _part(g: Any, y: Any, token: Any, run: Run, key: Any, lead: bool = False) -> Cotangents:
+    return Cotangents({key: g[0] if lead else g})
 
 
 def _meet(token: Any, uses: Sequence[Use]) -> Cotangents:
+    """Return the gradients of all outputs that were read, summed by key."""
     parts: dict[Any, Any] = {}
     for g, _, attrs in uses:
         key = attrs["key"]
+        g = g[0] if attrs.get("lead") else g
         parts[key] = parts[key] + g if key in parts else g
     return Cotangents(parts)
 
@@ -128,13 +168,13 @@ def loop(*arrays: Array, run: Run) -> Array:
 
 
 @primitive(None, "output of the loop", reads="")
-def output(token: Array, run: Run, key: Any) -> Array:
-    """One of the things that a compiled loop made."""
-    return run.outputs[key]
+def output(token: Array, run: Run, key: Any, lead: bool = False) -> Array:
+    """One of the things that a compiled loop made, with an axis of layers where it has a `lead`."""
+    return run.outputs[key][None] if lead else run.outputs[key]
 
 
-loop.vjp_all(_back)
-output.vjp(lambda g, y, token, run, key: Cotangents({key: g}))
+loop.vjp_all(_back, fresh=True)
+output.vjp(_part)
 output.collect(0, _meet)
 for _op in (loop, output):  # no primitives for models: they stand for the steps of one call
     del OPS[_op.name]

@@ -1,19 +1,14 @@
-"""Independent tasks on threads, and BLAS libraries that keep to one."""
+"""Independent tasks on threads."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import importlib
 import os
 import queue
-import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -251,144 +246,9 @@ def run(tasks: Sequence[Task], threads: int, stop: Stop | None = None) -> None:
     _pool.run(tasks, threads, stop)
 
 
-class Library:
-    """How to read and set the number of threads of one loaded BLAS."""
-
-    def __init__(self, found: Any) -> None:
-        layer = getattr(found, "threading_layer", None)
-        # with OpenMP, and in MKL, the number belongs to the thread that sets it
-        self.shared = found.internal_api != "mkl" and layer != "openmp"
-        self.read: Callable[[], int | None] = found.get_num_threads
-        self.set: Callable[[int], object] = found.set_num_threads
-        if found.internal_api == "openblas" and self.shared:
-            # threadpoolctl lets only the first thread set it, but the last to leave restores
-            with contextlib.suppress(AttributeError):
-                self.read = found._get_symbol("openblas_get_num_threads") or self.read
-                self.set = found._get_symbol("openblas_set_num_threads") or self.set
-
-
-class Held:
-    """A counted hold on some libraries: the first sets them to one thread, the last restores."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.before: list[tuple[Library, int]] = []
-
-    def enter(self, libraries: list[Library]) -> None:
-        """Come in."""
-        self.count += 1
-        if self.count == 1:
-            for library in libraries:
-                number = library.read()
-                if number is not None and number > 1:
-                    self.before.append((library, number))
-                    library.set(1)
-
-    def leave(self) -> None:
-        """Go out."""
-        self.count -= 1
-        if not self.count:
-            self.restore()
-
-    def restore(self) -> None:
-        """Set the libraries as they were."""
-        while self.before:
-            library, number = self.before.pop()
-            library.set(number)
-
-
-class Alone:
-    """The context that `blas_alone` gives; there is one of it, for all threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._modules = -1  # how many were imported when the libraries were looked for
-        self._shared: list[Library] = []
-        self._own: list[Library] = []
-        self._held = Held()  # by all threads
-        self._here = threading.local()  # .held by this one
-
-    def __enter__(self) -> None:
-        here = self._of_this_thread()
-        with self._lock:
-            if self._modules != len(sys.modules):
-                self._look()
-            self._held.enter(self._shared)
-            here.enter(self._own)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        here = self._of_this_thread()
-        with self._lock:
-            here.leave()
-            self._held.leave()
-
-    def _of_this_thread(self) -> Held:
-        try:
-            held: Held = self._here.held
-        except AttributeError:
-            held = self._here.held = Held()
-        return held
-
-    def _look(self) -> None:
-        """Find the libraries again: an import may have brought one."""
-        try:
-            control = importlib.import_module("threadpoolctl")
-        except ImportError:
-            found = []
-        else:
-            found = [Library(c) for c in _controllers(control) if c.user_api == "blas"]
-        self._shared = [library for library in found if library.shared]
-        self._own = [library for library in found if not library.shared]
-        self._modules = len(sys.modules)
-
-    def renew(self) -> None:
-        """Forget, after a fork, the threads that are not here."""
-        self._lock = threading.Lock()
-        self._held.count = self._of_this_thread().count
-        if not self._held.count:
-            self._held.restore()
-
-
-def _controllers(control: Any) -> list[Any]:
-    return list(control.ThreadpoolController().lib_controllers)
-
-
-_ALONE = Alone()
-
-
-def blas_alone() -> Alone:
-    """Hold the BLAS libraries of this process at one thread inside a ``with`` block.
-
-    Blocks may be nested and may overlap on several threads; the last to end restores what was
-    before the first began.  Libraries that keep a number per thread (MKL, OpenBLAS over OpenMP)
-    are held for the threads that enter, so enter inside of each task.  Libraries are found by
-    threadpoolctl; without it, nothing happens.
-
-    Examples
-    --------
-    >>> with blas_alone():
-    ...     product = np.ones((2, 3)) @ np.ones((3, 2))
-    >>> product.tolist()
-    [[3.0, 3.0], [3.0, 3.0]]
-    """
-    return _ALONE
-
-
-def _renew() -> None:
-    """Let a child of ``os.fork`` begin with a free lock and its own number of BLAS threads."""
-    _ALONE.renew()
-
-
 def _end() -> None:
     for pool in list(_pools):
         pool.close()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
 atexit.register(_end)

@@ -8,9 +8,12 @@ whose length changes is the batch, and a constant that changes was computed behi
 from __future__ import annotations
 
 import copy
+import dis
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from traceback import walk_stack, walk_tb
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from ..op import OPS, Op
 from ..scope import at, making, record, scope
 from ..tensor import Parameter, Tensor
 from .errors import CompileError
+from .outside import Outside, codes
 
 BATCHES = (5, 7)  # of the two traces
 ENGINE = frozenset(
@@ -46,6 +50,8 @@ class Traced(Tensor):
     @data.setter
     def data(self, value: Any) -> None:
         _slot.__set__(self, value)
+        if type(self) is Made:
+            self.line = line()
 
     def __bool__(self) -> bool:
         raise _reads("bool()")
@@ -69,6 +75,13 @@ class Traced(Tensor):
         raise _reads("numpy")
 
 
+class Made(Traced):
+    """A node that a step makes; it remembers where."""
+
+    __slots__ = ("line",)
+    line: str
+
+
 class TracedParameter(Traced, Parameter):
     """A Parameter while a step is traced."""
 
@@ -79,15 +92,35 @@ def _reads(what: str) -> CompileError:
     return CompileError(f"the step reads the value of a Tensor ({what}){line()}")
 
 
-def line() -> str:
-    """Return where in the user's code the caller is: `` at cell.py:12``."""
-    frame: Any = sys._getframe(1)
-    while frame is not None:
+def line(error: Exception | None = None) -> str:
+    """Return where in the user's code the caller is, or an error was: `` at cell.py:12``.
+
+    Inside a trace that is in the step or in a helper of it; nothing where neither is running.
+    """
+    frames: Any = walk_stack(sys._getframe(1))
+    if error is not None:
+        frames = reversed(list(walk_tb(error.__traceback__)))
+    entered, step = False, ""
+    for frame, number in frames:
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith("tinygrad_rnn.") or ".nn." in name:
-            return f" at {frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
+        if name.startswith("tinygrad_rnn.compiler"):
+            if entered:  # what called the step
+                break
+            continue
+        entered = True
+        here = f" at {frame.f_code.co_filename}:{number}"
+        if not name.startswith(("tinygrad_rnn.", "numpy.")):
+            return here
+        if ".nn." in name and frame.f_code.co_name == "step":
+            step = here  # of a cell of the library
+    return step
+
+
+def _step_line(cell: Any) -> str:
+    """Return where the step of a cell begins."""
+    step = getattr(cell, "step", None)
+    code = getattr(getattr(step, "__wrapped__", step), "__code__", None)
+    return f" at {code.co_filename}:{code.co_firstlineno}" if code else ""
 
 
 # --- the program of a step ---------------------------------------------------------------------
@@ -108,6 +141,7 @@ class Value:
     backward: bool = False
     number: int = 0
     role: str = ""  # shared, rows, summed: see `rows.py`
+    line: str = ""  # where the step makes it, or first reads it: `` at cell.py:12``
 
     def __repr__(self) -> str:
         shape = "x".join(["N" if n is None else str(n) for n in self.shape])
@@ -156,16 +190,21 @@ class _Trace:
     seeds: list[Any]
     grads: list[Any]
     wrt: list[str]
+    lines: dict[int, str]  # order of a node: where it comes from
 
 
 def trace(request: Request) -> Program:
     """Return the program of a step; raise where no program can stand for it."""
     runs = []
+    outside = Outside(request.cell)
     for k, batch in enumerate(BATCHES):
         cell = _copy(request.cell, k)
-        before = _snapshot(cell)
+        before, around = _snapshot(cell), outside()
         runs.append(_run(request, cell, batch, k))
         _check_effects(cell, before)
+        changed = outside.changed(around)
+        if changed:
+            raise _effect(cell, "sets", changed[0])
     return _merge(*runs)
 
 
@@ -198,7 +237,8 @@ def _run(request: Request, cell: Any, N: int, seed: int) -> _Trace:
     for name, p in cell.named_parameters():
         known[p.order] = "parameter", name
     here = scope()
-    with record(), at(None), making(Traced):
+    start = _step_line(cell)
+    with record(), at(None), making(Made):
         x = None
         if request.features is not None:
             x = leaf("x", "x", (N, request.features), dtype)
@@ -212,16 +252,24 @@ def _run(request: Request, cell: Any, N: int, seed: int) -> _Trace:
         before = here.marks
         try:
             y, state, marks = request.body(cell, x, request.nest(starts), inside, mask)
+        except CompileError:
+            raise
+        except Exception as error:
+            where = line(error) or start
+            raise CompileError(f"its step failed with example values{where}: {error}") from None
         finally:
             here.marks = before
         ends = leaves(state)
-        if [t.shape for t in ends] != [t.shape for t in starts]:
-            raise CompileError("the step returns a state of other shapes than it was given")
+        others = [t for t, s in zip(ends, starts, strict=False) if t.shape != s.shape]
+        if others or len(ends) != len(starts):
+            where = getattr((others or ends)[0], "line", start)
+            raise CompileError(f"the step returns another state than it was given{where}")
         marked = {name: v for name, v in marks.items() if isinstance(v, Tensor)}
         outputs = [y, *ends, *marked.values()]
         for t in outputs:
             if t.dtype != dtype and t.dtype.kind == "f":
-                raise CompileError(f"the step makes {t.dtype} of {dtype}")
+                where = getattr(t, "line", start)
+                raise CompileError(f"the step makes {t.dtype} of {dtype}{where}")
         first = Tensor(0.0).order
         # a seed for every output: cotangents of outputs that are one node add up
         seeds = [
@@ -242,7 +290,20 @@ def _run(request: Request, cell: Any, N: int, seed: int) -> _Trace:
         ]
     every = [*outputs, *[g for g in grads if g is not None]]
     nodes = _with_detached(every)
-    return _Trace(nodes, first, known, outputs, marked, seeds, grads, list(wrt))
+    lines = _lines(nodes, start)
+    return _Trace(nodes, first, known, outputs, marked, seeds, grads, list(wrt), lines)
+
+
+def _lines(nodes: list[Tensor], start: str) -> dict[int, str]:
+    """Return where each node comes from: a leaf from its first reader, a gradient from its op."""
+    found: dict[int, str] = {}
+    for t in nodes:
+        before = [found[i.order] for i in t.inputs if i.order in found]
+        here = getattr(t, "line", "") or (before[-1] if before else "")
+        if here:
+            for node in (t, *t.inputs):
+                found.setdefault(node.order, here)
+    return {t.order: found.get(t.order, start) for t in nodes}
 
 
 def _source(t: Tensor) -> Tensor | None:
@@ -284,12 +345,27 @@ def _check_effects(cell: Module, before: list[tuple[Any, str, Any, Any]]) -> Non
         now = vars(module).get(name)
         if now is not value or _content(now) != content:
             what = "draws random numbers from" if isinstance(value, np.random.Generator) else "sets"
-            raise CompileError(f"the step {what} {type(module).__name__}.{name}")
+            raise _effect(cell, what, name, module)
     names = {(id(module), name) for module, name, _, _ in before}
     for _, module in cell.named_modules():
         for name in vars(module):
             if name != "_called" and (id(module), name) not in names:
-                raise CompileError(f"the step sets {type(module).__name__}.{name}")
+                raise _effect(cell, "sets", name, module)
+
+
+def _effect(cell: Any, what: str, name: str, module: Any = None) -> CompileError:
+    """Return the error of a step that changes more than its state, with the line that does."""
+    kinds = ("_ATTR", "_METHOD", "_GLOBAL", "_DEREF")  # of what the instruction names
+    found = [
+        (not i.opname.startswith("STORE"), f" at {code.co_filename}:{i.positions.lineno}")
+        for f in Outside(cell).functions
+        for code in codes(f.__code__)
+        for i in dis.get_instructions(code)
+        if i.argval == name and i.opname.endswith(kinds) and i.positions is not None
+    ]
+    _, where = min(found, default=(True, _step_line(cell)), key=lambda f: f[0])
+    full = name if module is None else f"{type(module).__name__}.{name}"
+    return CompileError(f"the step {what} {full}{where}")
 
 
 # --- two traces make one program ---------------------------------------------------------------
@@ -297,19 +373,16 @@ def _check_effects(cell: Module, before: list[tuple[Any, str, Any, Any]]) -> Non
 
 def _merge(a: _Trace, b: _Trace) -> Program:
     """Return the program that both traces are runs of."""
-    if len(a.nodes) != len(b.nodes):
-        raise CompileError("the step takes another path for another batch or other numbers")
+    _check_path(a, b)
     made: dict[int, Value] = {}
-    twins: dict[int, int] = {}  # order of a node in one trace: in the other
     values: list[Value] = []
     for s, t in zip(a.nodes, b.nodes, strict=True):
-        twins[s.order] = t.order
         source = _source(s)
         if source is not None and source.order in made:
             made[s.order] = made[source.order]
             continue
-        value = _value(s, t, a, b, made, twins)
-        value.number = len(values)
+        value = _value(s, t, a, made)
+        value.number, value.line = len(values), a.lines[s.order]
         value.backward = s.order > a.first_backward
         made[s.order] = value
         values.append(value)
@@ -334,22 +407,38 @@ def _merge(a: _Trace, b: _Trace) -> Program:
     )  # fmt: skip
 
 
-def _value(
-    s: Tensor, t: Tensor, a: _Trace, b: _Trace, made: dict[int, Value], twins: dict[int, int]
-) -> Value:
+def _check_path(a: _Trace, b: _Trace) -> None:
+    """Raise where the traces part."""
+    twins: dict[int, int] = {}  # order of a node in one trace: in the other
+    for s, t in zip_longest(a.nodes, b.nodes):
+        if (
+            s is not None
+            and t is not None
+            and s.op is t.op
+            and a.known.get(s.order) == b.known.get(t.order)
+            and [twins[i.order] for i in s.inputs] == [i.order for i in t.inputs]
+        ):
+            twins[s.order] = t.order
+            continue
+        first = t is None or (s is not None and s.op is not None)
+        where = a.lines[s.order] if first else b.lines[t.order]
+        raise CompileError(f"the step takes another path for another batch or other numbers{where}")
+
+
+def _value(s: Tensor, t: Tensor, a: _Trace, made: dict[int, Value]) -> Value:
     x, y = _slot.__get__(s), _slot.__get__(t)
-    shape = _shape(x.shape, y.shape)
-    if s.op is not t.op or [twins[i.order] for i in s.inputs] != [i.order for i in t.inputs]:
-        raise CompileError("the step takes another path for another batch or other numbers")
+    where = a.lines[s.order]
+    shape = _shape(x.shape, y.shape, where)
     if s.op is not None:
         inputs = tuple([made[i.order] for i in s.inputs])
-        return Value(s.op, inputs, _attrs(s.op, s.attrs, t.attrs), shape, x.dtype)
+        return Value(s.op, inputs, _attrs(s.op, s.attrs, t.attrs, where), shape, x.dtype)
     kind, name = a.known.get(s.order, ("constant", ""))
     if kind != "constant":
         return Value(None, (), {}, shape, x.dtype, kind, name)
     if s.requires_grad:
         raise CompileError(
-            f"the step reads {s.name or 'a Tensor'} {s.shape}, which is no parameter of the cell"
+            f"the step reads {s.name or 'a Tensor'} {s.shape}, which is no parameter of the "
+            f"cell{where}"
         )
     if None not in shape and np.array_equal(x, y, equal_nan=True):
         return Value(None, (), {}, shape, x.dtype, "constant", array=x)
@@ -367,26 +456,26 @@ def _value(
     ):  # fmt: skip
         raise CompileError(
             "the step computes with how many sequences there are: it takes a mean over the batch, "
-            "or mixes its sequences"
+            f"or mixes its sequences{where}"
         )
     raise CompileError(
         "the step computes with numbers that change from call to call and are no Tensors: random "
-        "numbers, or values read from a Tensor"
+        f"numbers, or values read from a Tensor{where}"
     )
 
 
-def _shape(p: tuple[int, ...], q: tuple[int, ...]) -> tuple[int | None, ...]:
+def _shape(p: tuple[int, ...], q: tuple[int, ...], where: str) -> tuple[int | None, ...]:
     if len(p) != len(q):
-        raise CompileError("the step takes another path for another batch")
+        raise CompileError(f"the step takes another path for another batch{where}")
     made: list[int | None] = []
     for m, n in zip(p, q, strict=True):
         if m != n and (m, n) != BATCHES:
-            raise CompileError(f"an axis of length {m} mixes the batch with features")
+            raise CompileError(f"an axis of length {m} mixes the batch with features{where}")
         made.append(m if m == n else None)
     return tuple(made)
 
 
-def _attrs(op: Op, p: dict[str, Any], q: dict[str, Any]) -> dict[str, Any]:
+def _attrs(op: Op, p: dict[str, Any], q: dict[str, Any], where: str) -> dict[str, Any]:
     """Return attributes with the batch, where they name it, as None."""
     if p == q:
         return p
@@ -395,7 +484,7 @@ def _attrs(op: Op, p: dict[str, Any], q: dict[str, Any]) -> dict[str, Any]:
         n = q[key]
         if m != n:
             if key != "shape" or not isinstance(m, tuple):
-                raise CompileError(f"{op.name}({key}={m}) depends on the batch{line()}")
-            m = _shape(m, n)
+                raise CompileError(f"{op.name}({key}={m}) depends on the batch{where}")
+            m = _shape(m, n, where)
         made[key] = m
     return made

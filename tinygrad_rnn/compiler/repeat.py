@@ -1,0 +1,119 @@
+"""A call like one before: what was checked then is not checked again.
+
+Of a small layer the reading of its input, of its state and of its settings takes longer than its
+steps.  A `Repeat` holds what a call found; it is used as long as everything that it rested on is
+the very same.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .. import tensor
+from ..nn.cells import Cell
+from ..nn.noise import Noise
+from ..nn.reading import DIRECTIONS
+from ..nn.recurrent import Recurrent
+from ..nn.stacked import _Stacked
+from ..nn.states import State, fill, leaves
+from ..op import Op
+from ..scope import ALWAYS, NEEDED, Scope
+from ..tensor import Parameter, Tensor
+from .passes import Schedule
+from .tape import Run, loop, output, unroll
+
+PLAIN = (int, float, str, bool, type(None))
+
+
+class Repeat:
+    """What a call of one cell over a whole batch without a state rested on."""
+
+    def __init__(
+        self, layer: Recurrent, cell: Cell, state: State, outside: Any, plan: Schedule,
+        kernels: Any, named: list[tuple[str, Parameter]],
+    ) -> None:  # fmt: skip
+        self.layer, self.settings, self.cell, self.own = layer, _vars(layer), cell, dict(vars(cell))
+        self.outside, self.told = outside, outside()
+        self.plan, self.kernels, self.state = plan, kernels, state
+        self.names = [name for name, _ in named]
+        self.parameters = [p for _, p in named]
+        self.flags = [(p.requires_grad, p.data.shape, p.data.dtype) for p in self.parameters]
+        self.starts = leaves(state)
+        self.level = type(state) is tuple and len(state) == len(self.starts)
+        self.lead = isinstance(layer, _Stacked)  # its states have an axis of layers
+
+    def holds(self) -> bool:
+        """Return whether everything is as it was."""
+        try:
+            return (
+                _vars(self.layer) == self.settings
+                and vars(self.cell) == self.own
+                and self.outside() == self.told
+                and [(p.requires_grad, p.data.shape, p.data.dtype) for p in self.parameters]
+                == self.flags
+            )
+        except Exception:  # another Tensor, compared element by element
+            return False
+
+    def run(self, x: Tensor, here: Scope) -> tuple[Tensor, State]:
+        """Return the output and the last state."""
+        T, N, _ = x.data.shape
+        here.place.call.steps = T  # type: ignore[union-attr]
+        unrolled = partial(
+            self.layer._unroll, self.cell, place=(here.place.call, 0, DIRECTIONS[0]),  # type: ignore[union-attr]
+            valid=None, noise=_NONE, traced=None,
+        )  # fmt: skip
+        run = Run(self.plan, self.kernels, T, N, False, True, self.names, None, None,
+                  partial(unroll, unrolled, self.state, T))  # fmt: skip
+        inputs = (x, *self.starts, *self.parameters)
+        needs = self.plan.backward
+        data = run.forward([t.data for t in inputs])
+        made, node = run.outputs, tensor._node
+        token = node(loop, inputs, {"run": run}, data, needs)
+        y = node(output, (token,), {"run": run, "key": "y"}, made["y"], needs)
+        parts = [
+            node(output, (token,), {"run": run, "key": k, "lead": self.lead},
+                 made[k][None] if self.lead else made[k], needs)
+            for k in range(len(self.starts))
+        ]  # fmt: skip
+        return y, tuple(parts) if self.level else fill(self.state, parts)
+
+
+_NONE = Noise(None, 0.0, 0.0)
+
+
+def _vars(layer: Recurrent) -> dict[str, Any]:
+    """Return the settings of a layer, and which cell it runs."""
+    return {**vars(layer), "L0": dict(vars(layer)["L0"])}
+
+
+def repeats(layer: Recurrent, kind: type[Recurrent], cell: Cell, state: State) -> bool:
+    """Return whether a call like the one that was just made can be told by its `key_of`."""
+    return (
+        layer.num_layers == layer.num_directions == 1
+        and not (layer.batch_first or layer.recurrent_dropout or layer.zoneout)
+        and layer.checkpoint_every is None
+        and _is_ours(kind)
+        and _is_ours(type(cell).initial_state)
+        and all(isinstance(v, (*PLAIN, Parameter, Op, np.dtype)) for v in vars(cell).values())
+        and not any(s.requires_grad or s.data.any() for s in leaves(state))
+    )
+
+
+def _is_ours(what: Any) -> bool:
+    return str(what.__module__).startswith("tinygrad_rnn.nn.")
+
+
+def key_of(x: Tensor, here: Scope, layer: Recurrent) -> tuple[Any, ...] | None:
+    """Return what tells such calls apart before anything else; None where it is no such call."""
+    place, data = here.place, x.data
+    if (
+        data.ndim != 3 or not len(data) or here.mode == ALWAYS or here.frozen is not None
+        or here.kind is not None or place is None or place.step is not None
+    ):  # fmt: skip
+        return None
+    needs = here.mode == NEEDED and x.requires_grad
+    return data.shape[1:], data.dtype, needs, here.mode, layer.training
