@@ -173,13 +173,13 @@ def layer_norm(x: Any, gain: Any = None, bias: Any = None, eps: float = 1e-5) ->
 
 def _ids(ids: Any, size: int, what: str) -> npt.NDArray[Any]:
     """Return `ids` as integers, each in [0, size)."""
-    a = np.asarray(ids)
+    a = ids.data if isinstance(ids, Tensor) else np.asarray(ids)
     if a.dtype.kind not in "iu" and a.size:
         raise TypeError(f"{what}: ids are integers, got {a.dtype}")
     if a.size and (a.min() < 0 or a.max() >= size):
         at = [int(i) for i in np.argwhere((a < 0) | (a >= size))[0]]
         raise IndexError(f"{what}: id {a[tuple(at)]} at {at} is not in 0..{size - 1}")
-    return a.astype(np.intp, copy=False)
+    return ids if isinstance(ids, Tensor) else a.astype(np.intp, copy=False)
 
 
 def one_hot(ids: Any, size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
@@ -196,7 +196,7 @@ def one_hot(ids: Any, size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArr
     array([[0., 0., 1.],
            [1., 0., 0.]], dtype=float32)
     """
-    a = _ids(ids, size, "one_hot")
+    a = np.asarray(_ids(ids, size, "one_hot"))
     y = np.zeros((*a.shape, size), dtype)
     np.put_along_axis(y, a[..., None], 1, axis=-1)
     return y
@@ -338,8 +338,10 @@ def cross_entropy(
             )
         losses = -ops.sum(targets * ops.where(targets != 0, log_y, 0.0), axis=-1)
     elif targets.shape == logits.shape[:-1]:
-        ids = np.asarray(targets)
-        ids = _ids(np.where(counts, ids, 0) if ids.dtype.kind in "iu" else ids, V, "cross_entropy")
+        ids = targets if isinstance(targets, Tensor) else np.asarray(targets)
+        if ids.dtype.kind in "iu" and not counts.all():
+            ids = np.where(counts, ids, 0)
+        ids = _ids(ids, V, "cross_entropy")
         rows = np.arange(ids.size)
         losses = -ops.reshape(
             ops.reshape(log_y, shape=(ids.size, V))[rows, ids.reshape(-1)], shape=ids.shape
