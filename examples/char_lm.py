@@ -8,10 +8,12 @@ nats per character, beside counting characters (unigram) and pairs of them (bigr
     python examples/char_lm.py                         # about a minute; Ctrl-C stops it cleanly
     python examples/char_lm.py --resume                # goes on from the checkpoint
     python examples/char_lm.py --hidden 256 --epochs 10
+    python examples/char_lm.py --compile               # the LSTM's loop over time compiled: faster
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ import common
 import numpy as np
 
 import viz
-from tinygrad_rnn import Module, Tensor, data, nn, no_grad, optim, train
+from tinygrad_rnn import Module, Tensor, compiler, data, nn, no_grad, optim, train
 from tinygrad_rnn.functional import cross_entropy, softmax
 
 
@@ -95,6 +97,21 @@ def draw(model: CharLM, x: np.ndarray, y: np.ndarray, path: Path) -> str:
         return f"graph of {len(x)} steps: {kept}, not {path.name}: {error}"
 
 
+def compiled(model: CharLM, batch: Any) -> tuple[CharLM, list[str]]:
+    """Return a twin of the model, of the same parameters, that runs compiled; and what it says.
+
+    A loss of `batch` makes its kernels: then the reports know the back end, and what it cannot do.
+    """
+    twin = compiler.compile(copy.copy(model))
+    loss(twin, batch, None)
+    lines = []
+    for name, layer in twin.named_modules():
+        if isinstance(layer, compiler.Compiled):
+            said = layer.report().partition("hoisted before the loop")[0]
+            lines += [f"compile: {name}: {line}" for line in said.splitlines()]
+    return twin, lines
+
+
 SETTINGS = {
     "hidden": (128, "size H of the LSTM"),
     "embedding": (64, "size D of a character's vector"),
@@ -106,6 +123,7 @@ SETTINGS = {
     "limit_chars": (10**9, "use only the first ones of the text"),
     "sample": (400, "characters to write at the end"),
     "temperature": (0.7, "below 1: more cautious writing"),
+    "compile": (False, "compile the LSTM's loop over time (with numba where it is installed)"),
 }
 SMALL = [
     "--hidden=24", "--embedding=8", "--steps=8", "--batch=4", "--epochs=2", "--lr=0.02",
@@ -138,10 +156,15 @@ def run(session: common.Session) -> dict[str, float]:
     say(f"untrained: {untrained:.2f} nats in T={session.steps} steps; T ln V = {uniform:.2f}")
     say(model.summary())
 
+    trained = model
+    if session.compile:  # for training: a sample has no loop, and the picture shows the steps
+        trained, report = compiled(model, first)
+        say("\n".join(report))
+
     schedule = optim.cosine(session.lr, steps=session.epochs * len(batches))
     adam = optim.Adam(model.parameters(), lr=schedule)
     history = session.fit(
-        model, batches, loss, adam, epochs=session.epochs, clip=session.clip, validation=held_out
+        trained, batches, loss, adam, epochs=session.epochs, clip=session.clip, validation=held_out
     )
     for epoch, value in history.validation.items():
         say(f"epoch {epoch}: validation {value:.3f} nats per character")

@@ -32,7 +32,7 @@ Settings = Mapping[str, tuple[Any, str]]
 """By name: the default, whose type the option has (False: a switch), and what it is."""
 
 
-_FREE = ("out", "resume", "quiet", "seeds")  # settings that a run may change when it goes on
+_FREE = ("out", "resume", "quiet", "seeds", "compile")  # what a run may change when it goes on
 
 
 def _option(name: str) -> str:

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from examples import char_lm
-from tinygrad_rnn import archive, data, train
+from tinygrad_rnn import archive, data, nn, train
+from tinygrad_rnn.compiler import Compiled, CompileWarning, numba_backend
 from tinygrad_rnn.train import History
+
+BACKEND = "numba" if numba_backend.available() else "NumPy"
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TINYGRAD_RNN_CACHE", str(tmp_path_factory.getbasetemp() / "kernels"))
 
 
 def run(tmp_path, capsys, *more, name="out"):
@@ -136,3 +144,88 @@ def test_the_baselines_are_the_counted_entropies():
 def test_every_held_out_character_but_the_first_few_counts():
     held_out = data.bptt_batches(np.zeros(46_505, int), batch_size=8, steps=100)
     assert sum(train.count_items(batch) for batch in held_out) >= 46_505 - 8
+
+
+def losses(folder):
+    return History.load(folder / "char_lm.csv").loss
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_compiled_it_learns_the_same_to_rounding(tmp_path, capsys, monkeypatch):
+    layers = []
+
+    def seen(model, batch, state):
+        layers.append(isinstance(model.lstm, Compiled))
+        return loss(model, batch, state)
+
+    loss = char_lm.loss
+    monkeypatch.setattr(char_lm, "loss", seen)
+    run(tmp_path, capsys, "--epochs=1", name="plain")
+    assert not any(layers)
+    layers.clear()
+    status, lines, _ = run(tmp_path, capsys, "--epochs=1", "--compile", name="fast")
+    assert status == 0
+    assert [line for line in lines if line.startswith("compile: ")] == [
+        f"compile: lstm: back end: {BACKEND}"
+    ]
+    plain, fast = losses(tmp_path / "plain"), losses(tmp_path / "fast")
+    assert layers.count(True) > len(fast) > 100  # and the validation
+    np.testing.assert_allclose(fast, plain, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("flags", [("--compile", "--quiet"), ("--quiet", "--compile")])
+def test_a_checkpoint_of_either_kind_is_gone_on_from_by_the_other(
+    tmp_path, capsys, monkeypatch, flags
+):
+    run(tmp_path, capsys, name="whole")
+    first, then = flags
+    count = [0]
+
+    def pressed(model, batch, state):
+        count[0] += 1
+        if count[0] == 200:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(model, batch, state)
+
+    loss = char_lm.loss
+    monkeypatch.setattr(char_lm, "loss", pressed)
+    assert run(tmp_path, capsys, first)[0] == 130
+    monkeypatch.setattr(char_lm, "loss", loss)
+    assert run(tmp_path, capsys, then, "--resume")[0] == 0
+    np.testing.assert_allclose(losses(tmp_path / "out"), losses(tmp_path / "whole"), rtol=1e-5)
+    whole, out = (archive.read(tmp_path / name / "char_lm.npz")[0] for name in ("whole", "out"))
+    assert list(out) == list(whole)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_twin_shares_its_parameters_and_writes_the_same():
+    text = "the cat sat on the mat"
+    vocabulary = data.Vocabulary(text)
+    model = char_lm.CharLM(len(vocabulary), 3, 4, rng=0)
+    ids = vocabulary.encode(text)[:, None]
+    twin, report = char_lm.compiled(model, (ids[:-1], ids[1:]))
+    assert report == [f"compile: lstm: back end: {BACKEND}"]
+    assert not isinstance(model.lstm, Compiled)
+    assert all(p is q for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    plain, fast = (
+        char_lm.sample(m, vocabulary, "the", 50, 1.0, np.random.default_rng(0))
+        for m in (model, twin)
+    )
+    assert len(plain) == 53
+    assert fast == plain
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_what_runs_unrolled_is_told_with_its_reason(tmp_path, capsys, monkeypatch):
+    def peeking(self, x, state):
+        x.numpy()
+        return step(self, x, state)
+
+    step = nn.LSTMCell.step
+    monkeypatch.setattr(nn.LSTMCell, "step", peeking)
+    with pytest.warns(CompileWarning):
+        status, lines, _ = run(tmp_path, capsys, "--epochs=1", "--compile")
+    assert status == 0
+    [told] = [line for line in lines if line.startswith("compile: ")]
+    assert re.match(r"compile: lstm: L0\.fwd: runs unrolled: .*test_char_lm\.py:\d+", told)
