@@ -171,8 +171,8 @@ def layer_norm(x: Any, gain: Any = None, bias: Any = None, eps: float = 1e-5) ->
     return y if bias is None else y + bias
 
 
-def _ids(ids: Any, size: int, what: str) -> npt.NDArray[Any]:
-    """Return `ids` as integers, each in [0, size)."""
+def _ids(ids: Any, size: int, what: str) -> Any:
+    """Return `ids`, a Tensor as it is, as integers, each in [0, size)."""
     a = ids.data if isinstance(ids, Tensor) else np.asarray(ids)
     if a.dtype.kind not in "iu" and a.size:
         raise TypeError(f"{what}: ids are integers, got {a.dtype}")

@@ -9,6 +9,7 @@ gradient before un-broadcasting and never writes in place.
 from __future__ import annotations
 
 import contextvars
+import copyreg
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, choose
+from .arrays import Array, add_at, choose
 from .errors import DtypeError, ShapeError
-from .op import Op, Use, primitive
+from .op import OPS, Op, Use, primitive
 
 Axis = int | tuple[int, ...] | None
 Index = Any  # what stands in the brackets of x[...], each array in it replaced by ARRAY
@@ -189,6 +190,8 @@ def _matmul_x(g: Any, z: Any, x: Any, y: Any) -> Any:
         return (y @ g[..., None])[..., 0]
     if type(g) is np.ndarray and g.ndim == 2 and y.size >= _LARGE:
         return np.ascontiguousarray((y @ g.T).T)  # the same product, a third faster in OpenBLAS
+    if g.ndim > 2 == y.ndim:  # one product of all rows
+        return (_rows(g) @ y.mT).reshape((*g.shape[:-1], y.shape[0]))
     return g @ y.mT
 
 
@@ -221,8 +224,7 @@ def _rows(x: Any) -> Any:
     """Return `x` with all its axes but the last as one."""
     if x.ndim == 2:
         return x
-    rows = math.prod(x.shape[:-1])  # -1 would be ambiguous where an axis is empty
-    return x.reshape((rows, x.shape[-1]))
+    return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))  # -1 is ambiguous where one is empty
 
 
 matmul.vjp(_matmul_x, _matmul_y)
@@ -306,7 +308,7 @@ def transpose(x: Array, axes: tuple[int, ...] | None = None) -> Array:
 
 transpose.vjp(
     lambda g, y, x, axes=None: transpose(
-        g, axes=None if axes is None else tuple(np.argsort(np.mod(axes, x.ndim)).tolist())
+        g, axes=axes and tuple(np.argsort(np.mod(axes, x.ndim)).tolist())
     )
 )
 
@@ -326,7 +328,7 @@ def scatter(*parts: Array, index: tuple[Index, ...], shape: tuple[int, ...]) -> 
     y = np.zeros(shape, np.result_type(*{p.dtype for p in parts[: len(index)]}))
     for i, part_ in zip(index, parts, strict=False):
         if _holds_array(i):
-            np.add.at(y, _fill(i, arrays), part_)
+            add_at(y, _fill(i, arrays), part_)
         else:
             y[i] += part_
     return y
@@ -489,3 +491,10 @@ def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
         [i + lead for i, n in enumerate(shape) if n == 1 and g.shape[i + lead] != 1]
     )
     return sum(g, axis=axes).reshape(shape)
+
+
+def _of(name: str) -> Op:
+    return OPS[name]
+
+
+copyreg.pickle(Op, lambda op: (_of, (op.name,)) if OPS.get(op.name) is op else op.__reduce_ex__(2))

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import itertools
 import threading
 import warnings
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from .drawn_cells import BINARY, UNARY
 
 compile = tinygrad_rnn.compile
 EXAMPLES = {"dev": 25, "ci": 50, "thorough": 500}
+RATES = [3.0]
 SCALE = Parameter(np.array([0.5, -1.0, 2.0]))
 
 
@@ -461,6 +463,59 @@ def test_integers_and_indices_are_inputs():
     assert len(fast._recordings) == 1
 
 
+def lookup(i, table):
+    return functional.embedding(i, table) * 2
+
+
+def loss_of(i, logits):
+    return functional.cross_entropy(logits * 1, i)
+
+
+def shifted(i, table):
+    return functional.embedding(i - 1, table) + table[i]  # which may be negative
+
+
+@pytest.mark.parametrize(
+    ("f", "wrong"), [(lookup, (-1, 4, -9)), (loss_of, (-5, 5)), (shifted, (0, -1, 6))]
+)
+@pytest.mark.parametrize("made", [Tensor, np.asarray])
+@pytest.mark.parametrize("dtype", [np.int64, np.int8])
+def test_ids_are_checked_at_each_call(f, wrong, made, dtype):
+    fast, table = compile(f), tensor(4, 5)
+
+    def ids(*numbers):
+        return made(np.array(numbers, dtype))
+
+    agree([fast(ids(1, 3, 2, 1), table).data], [f(ids(1, 3, 2, 1), table).data])
+    for k in wrong:
+        with pytest.raises(IndexError, match=r"id -?\d+ at \[2\] is not in 0\.\.") as eager:
+            f(ids(1, 1, k, 1), table)
+        with pytest.raises(IndexError) as compiled:
+            fast(ids(1, 1, k, 1), table)
+        assert str(compiled.value) == str(eager.value)
+    agree([fast(ids(2, 2, 1, 3), table).data], [f(ids(2, 2, 1, 3), table).data])
+    assert len(fast._recordings) == 1
+    assert "plainly" not in fast.report()
+
+
+def test_ids_from_outside_are_checked_at_each_call():
+    ids, table = Tensor(np.array([0, 1])), tensor(4, 5)
+    fast = compile(lambda table: functional.embedding(ids, table))
+    fast(table)
+    ids.data[1] = -1
+    with pytest.raises(IndexError, match=r"embedding: id -1 at \[1\] is not in 0\.\.3"):
+        fast(table)
+    ids.data[1] = 3
+    agree([fast(table).data], [table.data[[0, 3]]])
+
+
+def test_an_index_that_may_be_negative_may_be():
+    fast, x = compile(lambda i, x: x[i] * 2), tensor(4)
+    for ids in ([0, 1], [-1, -4], [3, -2]):
+        agree([fast(np.array(ids), x).data], [x.data[ids] * 2])
+    assert len(fast._recordings) == 1
+
+
 def test_several_shapes():
     fast = compile(products)
     for rows in (2, 5, 2, 1, 5):
@@ -667,6 +722,28 @@ def test_a_recorded_tensor_from_outside_is_to_be_an_argument():
     reason(lambda x: x * h, [tensor(3)], "result of mul .* as an argument")
 
 
+def test_an_error_of_numbers_that_only_a_recording_has_names_its_line():
+    def g(x):
+        y = x * 2
+        return y if type(x) is Tensor else y + np.ones(7)
+
+    line = inspect.getsourcelines(g)[1] + 2
+    agree([reason(g, [tensor(2)], rf"while it was recorded at .*:{line}: .*do not").data],
+          [tensor(2).data * 2])  # fmt: skip
+
+
+def test_a_function_that_sets_the_numbers_of_a_tensor():
+    w = Parameter([1.0])
+
+    def f(x):
+        w.data = w.data.copy() if type(w) is Parameter else np.zeros(1)
+        return x * w
+
+    line = inspect.getsourcelines(f)[1] + 1
+    reason(f, [tensor(1)], rf"sets the numbers of a Tensor at .*test_function.py:{line}")
+    assert w.data == [1.0]
+
+
 def test_an_argument_that_has_no_key():
     reason(lambda x, s: x * len(s), [tensor(2), {1, 2}], "type set is no Tensor")
 
@@ -723,6 +800,66 @@ def test_a_counter_of_a_closure_is_put_back():
     assert n == 2
 
 
+def test_an_effect_behind_a_helper_is_seen_undone_and_has_its_line():
+    calls, counts = [], {"n": 0}
+
+    def helper(x):
+        calls.append(1)
+        counts["n"] += 1
+        return x * 2
+
+    line = inspect.getsourcelines(helper)[1] + 1
+    reason(lambda x: helper(x), [tensor(2)], rf"it changes calls at .*test_function.py:{line}")
+    assert (len(calls), counts) == (2, {"n": 2})
+
+
+def test_what_a_helper_names_is_seen(monkeypatch):
+    rate, inner = 2.0, {"f": lambda x: x * RATES[0]}
+    other = Parameter(np.ones(2))
+
+    def helper(x):
+        return inner["f"](x) * rate
+
+    fast = compile(lambda x: helper(x))
+    x = tensor(2)
+    agree([fast(x).data], [x.data * 6])
+    rate = 3.0
+    agree([fast(x).data], [x.data * 9])
+    monkeypatch.setitem(globals(), "RATES", [4.0])
+    agree([fast(x).data], [x.data * 12])
+    inner["f"] = lambda x: x * other
+    same(lambda x: helper(x), [x], [x, other])
+    agree([fast(x).data], [x.data * 3])
+    other = Parameter(np.full(2, 5.0))  # of a function that was not there at first
+    agree([fast(x).data], [x.data * 15])
+
+
+def test_what_an_object_and_a_class_of_it_hold_is_seen():
+    rates = [3.0]
+
+    class Scaled:
+        rate = 2.0
+
+        def __init__(self):
+            self.shift = 1.0
+
+        def __call__(self, x, *, by=rates):
+            return self.inner(x) * by[0]
+
+        def inner(self, x):
+            return x * self.rate + self.shift
+
+    f, x = Scaled(), Tensor([1.0])
+    fast = compile(f)
+    assert fast(x).item() == 9
+    f.shift = 2.0
+    assert fast(x).item() == 12
+    Scaled.rate = 3.0
+    assert fast(x).item() == 15
+    rates[0] = 1.0
+    assert fast(x).item() == 5
+
+
 def test_a_bound_method_sees_its_module():
     model = Stateful()
     fast = compile(model.twice)
@@ -741,16 +878,36 @@ def test_an_error_of_the_function_is_its_own():
     assert "plainly" not in fast.report()
 
 
-def test_a_tensor_that_was_kept_aside_says_so():
-    aside = {}
+class Aside:
+    __slots__ = ("y",)  # which are not followed
+
+
+def test_a_tensor_that_is_set_for_the_next_call():
+    aside = Aside()
+    aside.y = Tensor(np.ones(2))
 
     def f(x):
-        aside.setdefault("all", {}).update(y=x * 2)
+        y, aside.y = aside.y, Tensor(np.ones(2))
+        return x * y
+
+    reason(f, [tensor(2)], "it sets a Tensor that it reads the next time")
+
+
+def test_a_returned_number_that_changes():
+    numbers = itertools.count()
+    reason(lambda x: (x * 2, next(numbers)), [tensor(2)], "another path for other numbers")
+
+
+def test_a_tensor_that_was_kept_aside_says_so():
+    aside = Aside()
+
+    def f(x):
+        aside.y = x * 2
         return x * 3
 
-    compile(lambda x: f(x))(tensor(2))  # the effect is behind a helper: it is not seen
+    compile(lambda x: f(x))(tensor(2))  # the effect is on an object of slots: it is not seen
     with pytest.raises(tinygrad_rnn.compiler.CompileError, match="while a function was recorded"):
-        _ = aside["all"]["y"] * 1
+        _ = aside.y * 1
 
 
 # --- the object

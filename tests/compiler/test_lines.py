@@ -249,7 +249,7 @@ class Keeps(Plain):
         self.last = a  # here
 
 
-@refused("the step sets Appends.seen")
+@refused("the step changes Appends.seen")
 class Appends(Plain):
     def __init__(self):
         super().__init__()
@@ -286,7 +286,7 @@ class CountsOutside(Plain):
         return a, a
 
 
-@refused("the step sets LOG")
+@refused("the step changes LOG")
 class LogsOutside(Plain):
     def step(self, x, h):
         a = tanh(self.affine(x, h))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tinygrad_rnn import Module, Tensor, nn
+from tinygrad_rnn.compiler import CompileError
 from tinygrad_rnn.compiler.outside import Outside
 from tinygrad_rnn.ops import sigmoid, tanh
 
@@ -14,6 +15,7 @@ from .test_compile import LAYERS, Plain
 
 ALPHA = 0.5
 MODE = "fast"
+UNIT = 1
 SIZES = (1, 2)
 RATES = {"a": 1.0, "deep": [1.0, 2.0]}
 ARRAY = np.ones(3)
@@ -124,6 +126,7 @@ def of(line, change):
 WAYS = {
     "a global": of(lambda c, a: a * ALPHA, put("ALPHA", 0.25)),
     "a global that is deleted": of(lambda c, a: a * ALPHA, lambda m: m.delitem(globals(), "ALPHA")),
+    "a type": of(lambda c, a: a * UNIT, put("UNIT", True)),
     "a string": of(lambda c, a: a if MODE == "fast" else -a, put("MODE", "slow")),
     "a tuple": of(lambda c, a: a * SIZES[0], put("SIZES", (2, 2))),
     "a dict": of(lambda c, a: a * RATES["a"], lambda m: m.setitem(RATES, "a", 2.0)),
@@ -165,22 +168,76 @@ WAYS = {
 }  # fmt: skip
 
 
+def said(changes):
+    return [text for text in [what() for what, _ in changes] if text]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_change_is_seen_and_nothing_else(way, monkeypatch):
     cell, change = WAYS[way]()
     read = Outside(cell)
-    before = read()
+    before, changes = read(), read.snapshot()
     assert read() == before
     assert hash(read()) == hash(before)
     assert Outside(cell)() == before
     monkeypatch.setitem(globals(), "UNREAD", 2.0)
     monkeypatch.setattr(CONFIG, "other", 2.0)
     assert read() == before
-    assert not read.changed(before)
+    assert said(changes) == []
     change(monkeypatch)
     assert read() != before
-    assert len(read.changed(before)) == 1
+    assert len(said(changes)) == 1
     assert Outside(cell)() != before
+
+
+EFFECTS = {
+    "a global": ("it sets ALPHA", lambda: put_now("ALPHA", 7.0)),
+    "a list": ("it changes LIST", lambda: LIST.append(3.0)),
+    "a list in a dict": ("it changes RATES", lambda: RATES["deep"].clear()),
+    "a dict": ("it changes RATES", lambda: RATES.update(a=RATES.pop("a"), b=2)),
+    "an object": ("it sets alpha", lambda: setattr(CONFIG, "alpha", 7.0)),
+    "a class": ("it sets scale", lambda: setattr(Options, "scale", 7.0)),
+    "what hides": ("it sets scale", lambda: setattr(Derived, "scale", 7.0)),
+    "a generator": ("it draws random numbers from RNG", lambda: RNG.random()),
+    "a module": ("it sets Inner.new", lambda: setattr(INNER, "new", 7.0)),
+    "an array of a module": ("it changes Inner.mean", lambda: INNER.mean.__imul__(2)),
+    "a set of a module": ("it changes Inner.seen", lambda: INNER.seen.add(4)),
+}
+RNG = np.random.default_rng(0)
+INNER = Inner()
+INNER.mean, INNER.seen = np.ones(3), {1, 2}
+
+
+def put_now(name, value):
+    globals()[name] = value
+
+
+def seen_now():
+    return (
+        ALPHA, LIST[:], list(RATES.items()), RATES["deep"][:], CONFIG.alpha, Options.scale,
+        "scale" in vars(Derived), RNG.bit_generator.state["state"], sorted(vars(INNER)),
+        INNER.mean.tolist(), INNER.seen.copy(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_a_change_is_undone(name):
+    text, change = EFFECTS[name]
+
+    def f(a, derived=Derived()):  # noqa: B008
+        return a * ALPHA * LIST[0] * RATES["a"] * CONFIG.alpha * Options.scale * RNG * INNER
+
+    read, before = Outside(f), seen_now()
+    key = read()
+    with pytest.raises(CompileError, match=text), read.undone():
+        change()
+    assert seen_now() == before
+    assert read() == key
+    with read.undone():
+        pass
+    with pytest.raises(ZeroDivisionError), read.undone():
+        _ = [change(), 1 / 0]
+    assert seen_now() == before
 
 
 def test_a_value_that_comes_back_is_the_one_from_before(monkeypatch):
@@ -222,6 +279,18 @@ def test_a_cell_of_the_library_reads_nothing_outside(name):
     assert [Outside(cell)() for cell in cells] == [()] * len(cells)
 
 
+@pytest.mark.parametrize("n", [64, 65])
+def test_a_function_tells_a_long_list_by_identity(n, monkeypatch):
+    monkeypatch.setitem(globals(), "LIST", [0.0] * n)
+    read, cell = Outside(lambda a: a * LIST[0]), Outside(Reads(lambda c, a: a * LIST[0]))
+    before, of_cell = read(), cell()
+    LIST[5] = 1.0
+    assert (read() == before) is (n > 64)
+    assert cell() != of_cell
+    monkeypatch.setitem(globals(), "LIST", [0.0] * n)
+    assert (read() != before) is (n > 64)
+
+
 def test_libraries_are_not_followed():
     read = Outside(Reads(lambda c, a: np.tanh(nn.init.xavier((3, 3))) + a.sum() + functools.reduce))
     assert {f.__module__ for f in read.functions} == {__name__}
@@ -249,6 +318,6 @@ def test_what_has_no_content_that_is_known_is_itself(monkeypatch):
 def test_a_not_a_number_is_no_change(monkeypatch):
     monkeypatch.setitem(globals(), "ALPHA", float("nan"))
     read = Outside(Reads(lambda c, a: a * ALPHA))
-    before = read()
-    assert not read.changed(before)
+    before, changes = read(), read.snapshot()
+    assert said(changes) == []
     assert {before: 1}[read()] == 1

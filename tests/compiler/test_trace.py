@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from tinygrad_rnn import nn, ops
+from tinygrad_rnn import Tensor, nn, no_grad, ops, record
 from tinygrad_rnn.compiler import CompileError, rows
 from tinygrad_rnn.compiler.passes import common
-from tinygrad_rnn.compiler.trace import BATCHES, Request, Traced, trace
+from tinygrad_rnn.compiler.recording import Hidden
+from tinygrad_rnn.compiler.trace import BATCHES, Request, trace
 from tinygrad_rnn.ops import tanh
 
 from .test_compile import WORDS, Plain
@@ -76,7 +77,15 @@ def test_neither_the_cell_nor_its_generator_is_touched():
     assert cell.rng.bit_generator.state == before[0]
     assert all((p.data == a).all() for p, a in zip(cell.parameters(), before[1], strict=True))
     assert cell.count == 0
-    assert not any(isinstance(p, Traced) for p in cell.parameters())
+    assert not any(isinstance(p, Hidden) for p in cell.parameters())
+
+
+def test_the_result_of_an_op_outside_is_a_constant():
+    with record():
+        outer = Tensor(np.full(3, 0.5)) * 2
+    p = program(step(lambda s, x, h, a: a * outer))
+    assert [v.array.tolist() for v in p.values if v.leaf == "constant"] == [[1.0, 1.0, 1.0]]
+    assert [v.op.name for v in p.values if v.op and not v.backward].count("mul") == 1
 
 
 def step(line):
@@ -93,6 +102,11 @@ def step(line):
 def put(cell, value):
     cell.log = value
     return value
+
+
+def unrecorded(a):
+    with no_grad():
+        return ops.where(a > -2, 1.0, 0.0)  # the same for all numbers that a trace draws
 
 
 def leave(cell, value):
@@ -112,6 +126,8 @@ def leave(cell, value):
         (lambda s, x, h, a: a if len(a) > BATCHES[0] else a + h + x, "another path"),
         (lambda s, x, h, a: a * np.random.default_rng().random(3), "change from call to call"),
         (lambda s, x, h, a: put(s, a), "sets Own.log"),
+        (lambda s, x, h, a: a * unrecorded(a), r"under no_grad\(\) at .*test_trace.py:\d+"),
+        (lambda s, x, h, a: setattr(s.b, "data", np.ones(3)) or a, r"sets the numbers of a Tensor"),
         (lambda s, x, h, a: leave(s, a), "Own.rng"),
         (lambda s, x, h, a: a.astype(np.float32).astype(np.float64) + a[:0].sum(), "mixes"),
         (lambda s, x, h, a: a[::-1], "mixes"),

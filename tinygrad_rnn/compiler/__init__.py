@@ -79,10 +79,10 @@ def compile(model: Any, *, threads: int | None = None, backend: str | None = Non
 
     Notes
     -----
-    A function finds a replaced Parameter by the names in its own text, of its closures and
-    globals, and in the modules among these and its arguments; what a helper of it reads by name
-    must stay the same object.  What it does besides returning Tensors, such as printing or
-    appending to a list of its own, happens when it is recorded, not when it is called.
+    A function finds what has changed by the names in its own text and in that of its helpers: of
+    closures, globals, and attributes of objects and classes; and in the modules among these and
+    its arguments.  What it does besides returning Tensors, such as printing or appending to a
+    list of its own, happens when it is recorded, not when it is called.
     """
     builtin = isinstance(model, type | BuiltinFunctionType)
     if builtin or not (isinstance(model, Module) or callable(model)):

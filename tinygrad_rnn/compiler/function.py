@@ -23,10 +23,10 @@ from ..scope import ALWAYS, NEEDED, at, masked, recording, scope
 from ..tensor import Tensor, _node
 from .errors import CompileError
 from .layer import CompileWarning
+from .outside import PLAIN, LastingError, Outside, told
 from .passes import Schedule
-from .recording import ComplexError, Place, spread
-from .replay import COMPUTED, CONSTANT, LastingError, Recording, recorded
-from .surroundings import PLAIN, Surroundings, told
+from .recording import Place, spread
+from .replay import COMPUTED, CONSTANT, ComplexError, Recording, recorded
 from .tape import Cotangents, loop, output
 
 _KEPT = 32  # recordings of a function
@@ -91,7 +91,7 @@ class CompiledFunction:
     def __init__(self, f: Callable[..., Any]) -> None:
         functools.update_wrapper(self, f, updated=())
         self.f = f
-        self._around = Surroundings(f)
+        self._around = Outside(f)
         self._recordings: dict[Any, Any] = {}  # or why there is none
         self._plan: Schedule | None = None
         self._why = ""
@@ -105,26 +105,27 @@ class CompiledFunction:
         key: Any = None
         reason: CompileError
         leaves: list[Tensor] = []
-        held: list[Any] = []
         try:
-            named = _key(kwargs, leaves, held) if kwargs else ()
-            key = here.mode, _key(args, leaves, held), named, self._around.told(held)
+            named = _key(kwargs, leaves) if kwargs else ()
+            key = here.mode, _key(args, leaves), named, self._around()
             if any([t.data.dtype.kind == "c" for t in leaves]):  # complex steps are for checks
                 return self.f(*args, **kwargs)
             found: Any = self._recordings.get(key)
             if found is None:
                 found = self._recordings.get(key[:3])
             if found is None or (type(found) is Recording and found.outdated()):
+                self._around = Outside(self.f)  # a name may stand for a function that reads others
+                key = *key[:3], self._around()
                 call = functools.partial(_call, self.f, args, kwargs)
                 found = recorded(call, leaves, self._around, (args, kwargs), here.mode == NEEDED)
-                self._store(key, found, held)
+                self._store(key, found)
             if type(found) is Recording:
                 return self._replay(found, args, kwargs, leaves)
             reason = found
         except CompileError as error:
             reason = error
         result = self.f(*args, **kwargs)  # an error of its own says more than ours
-        self._tell(key, reason, held)
+        self._tell(key, reason)
         return result
 
     def _replay(self, found: Recording, args: Any, kwargs: Any, leaves: list[Tensor]) -> Any:
@@ -156,8 +157,7 @@ class CompiledFunction:
             return made[found.template.k]
         return spread(found.template, Place, lambda place: made[place.k])
 
-    def _store(self, key: Any, found: Any, held: list[Any]) -> None:
-        found.held = held  # so that ids stay theirs
+    def _store(self, key: Any, found: Any) -> None:
         for old in list(self._recordings)[: max(0, len(self._recordings) - _KEPT + 1)]:
             self._recordings.pop(old, None)
             if not self._full:
@@ -168,12 +168,12 @@ class CompiledFunction:
                 )
         self._recordings[key] = found
 
-    def _tell(self, key: Any, reason: CompileError, held: list[Any]) -> None:
+    def _tell(self, key: Any, reason: CompileError) -> None:
         """Note why f itself was run, and warn of it once."""
         if type(reason) is LastingError:
             key = key[:3]
         if key is not None and key not in self._recordings:
-            self._store(key, type(reason)(str(reason)), held)  # without the frames it came from
+            self._store(key, type(reason)(str(reason)))  # without the frames it came from
         if self._why != str(reason):
             self._why = str(reason)
             if type(reason) is not ComplexError:
@@ -220,7 +220,7 @@ def _call(
     return f(*given[0], **given[1])
 
 
-def _key(value: Any, leaves: list[Tensor], held: list[Any]) -> Any:
+def _key(value: Any, leaves: list[Tensor]) -> Any:
     """Return what a recording depends on, of an argument; gather the Tensors in it."""
     kind = type(value)
     if isinstance(value, Tensor | np.ndarray | np.generic):
@@ -230,11 +230,11 @@ def _key(value: Any, leaves: list[Tensor], held: list[Any]) -> Any:
     if kind in PLAIN:
         return kind, value
     if isinstance(value, tuple) or kind is list:
-        return kind, tuple([_key(v, leaves, held) for v in value])
+        return kind, tuple([_key(v, leaves) for v in value])
     if kind is dict:
-        return kind, tuple([(k, _key(v, leaves, held)) for k, v in value.items()])
+        return kind, tuple([(k, _key(v, leaves)) for k, v in value.items()])
     if isinstance(value, Module):
-        return told(value, held)
+        return told(value)
     try:
         hash(value)
     except TypeError:

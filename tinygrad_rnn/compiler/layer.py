@@ -47,11 +47,13 @@ class Compiled(Recurrent):
 
     def forward(self, x: Any = None, state: State = None, **words: Any) -> Any:
         """Run the cells over a sequence: as the layer's own ``forward``, and with its arguments."""
-        if state is None and not words and isinstance(x, Tensor):
+        if not words and isinstance(x, Tensor):
             here = scope()
             known = self._compiler.calls.get(key_of(x, here, self))
             if known is not None and known.holds():
-                return known.run(x, here)
+                starts = known.begin(state)
+                if starts is not None:
+                    return known.run(x, starts, here)
         return super().forward(x, state, **words)
 
     def _runner(self, T: int, trace: bool) -> Runner | None:
@@ -191,10 +193,14 @@ class Compiler:
     ) -> None:  # fmt: skip
         """Keep what a call like this one need not find out again."""
         key = key_of(x, scope(), layer)
-        if key is not None and repeats(layer, type(layer).__bases__[1], cell, state):
+        known = self.calls.get(key)
+        if key is None or (known is not None and known.holds()):
+            return
+        start = cell.first_state(x.shape[1])
+        if repeats(layer, type(layer).__bases__[1], cell, [*leaves(state), *leaves(start)]):
             _limit(self.calls)
             outside = self.outsides[id(cell)]
-            self.calls[key] = Repeat(layer, cell, state, outside, plan, kernels, named)
+            self.calls[key] = Repeat(layer, cell, start, outside, plan, kernels, named)
 
     def _build(
         self, program: Program, x_grad: bool, wanted: tuple[str, ...], backward: bool, traced: bool

@@ -406,7 +406,8 @@ class FusedWriter(Writer):
         """Bind shared values and weights; return the lines that pack the weights."""
         for name in kernel.arguments:
             if name.startswith("s"):
-                self.put(f"{name} = np.ravel({name})")
+                leaf = any(name == f"s{p.number}" for p in self.parameters)
+                self.put(f"{name} = {name}.ravel()" if leaf else f"{name} = np.ravel({name})")
         lines = []
         if kernel.packs:
             self.put(f"P = np.empty({kernel.packs}, {self.constant(self.dtype)})")

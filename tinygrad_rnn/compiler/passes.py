@@ -82,6 +82,9 @@ class Schedule:
     traced: bool
 
 
+_NOTHING: Any = (Section([], []),) * 3, {}
+
+
 def schedule(
     program: Program,
     *,
@@ -93,42 +96,68 @@ def schedule(
 ) -> Schedule:
     """Return the schedule for what is wanted; nothing else is computed (dead code).
 
-    With `fuse`, elementwise values that could run before a loop run inside it, where they cost
-    less than the memory that they would be written to.
+    With `fuse`, elementwise values that could run before a loop run inside it, where that alone
+    reads them and they cost less than the memory that they would be written to.
     """
     light = _light(program) if fuse else set()
     names = tuple([p for p in parameters if p in program.parameter_grads])
     carried = _depends(program, lambda v: v.leaf in ("state", "mask"))
     ends = {s for s in program.seeds[1 : 1 + len(program.states)] if s is not None}
     late = _depends(program, lambda v: v in ends)
-    nothing = Section([], [])
-    back_pre, back_loop, sink = nothing, nothing, nothing
-    kept: dict[Value, None] = {}
-    if backward:
-        grads = [g for g in program.state_grads if g is not None]
-        back_loop = section(grads, lambda v: v.backward and (v in late or v in light))
-        inner = set(back_loop.values)
-        wanted = [program.parameter_grads[p] for p in names]
-        if x_grad and program.x_grad is not None:
-            wanted.append(program.x_grad)
-        early = [v for v in back_loop.outside if v.backward]
-        back_pre = section(early, lambda v: v.backward)
-        before = set(back_pre.values) & set(early)
-        sink = section(wanted, lambda v: v.backward and v not in inner and v not in before)
-        for part in (back_pre, back_loop, sink):
-            kept.update(dict.fromkeys([v for v in part.outside if not v.backward]))
-    loop = section(program.states, lambda v: v in carried or v in light)
+    back, kept = _back(program, names, x_grad, late, light, set()) if backward else _NOTHING
+    again = {v for v in kept if v in light and _is_cheap(v, program, kept)}
+    if again:
+        back, kept = _back(program, names, x_grad, late, light, again)
+    late_ones = [program.y, *(program.marks.values() if traced else []), *kept]
+    light -= carried
+    moved = _read_by_the_loop(program, carried, late_ones, light) if light else set()
+    loop = section(program.states, lambda v: v in carried or v in moved)
     inner = set(loop.values)
-    late_ones = [*([program.y] if program.y not in inner else []),
-                 *(program.marks.values() if traced else []),
-                 *kept]  # fmt: skip
-    post = section(
-        [v for v in late_ones if v not in inner], lambda v: v in carried and v not in inner
-    )
+    late_ones = [v for v in late_ones if v not in inner]
+    post = section(late_ones, lambda v: v in carried and v not in inner)
     early_ones = [v for v in (*loop.outside, *post.outside, *late_ones) if v not in carried]
     pre = section(dict.fromkeys(early_ones), lambda v: v not in carried)
+    back_pre, back_loop, sink = back
     return Schedule(program, pre, loop, post, back_pre, back_loop, sink, list(kept),
                     x_grad, names, backward, traced)  # fmt: skip
+
+
+def _back(
+    program: Program, names: Iterable[str], x_grad: bool, late: set[Value], light: set[Value],
+    again: set[Value],
+) -> tuple[tuple[Section, Section, Section], dict[Value, None]]:  # fmt: skip
+    """Return the sections of the way back, which computes `again` anew, and what they need kept."""
+    grads = [g for g in program.state_grads if g is not None]
+    back_loop = section(grads, lambda v: v in again or (v.backward and (v in late or v in light)))
+    inner = set(back_loop.values)
+    wanted = [program.parameter_grads[p] for p in names]
+    if x_grad and program.x_grad is not None:
+        wanted.append(program.x_grad)
+    early = [v for v in back_loop.outside if v.backward]
+    back_pre = section(early, lambda v: v.backward or v in again)
+    before = set(back_pre.values) & set(early)
+    sink = section(
+        wanted,
+        lambda v: (v.backward or v in again) and v not in inner and v not in before,
+    )
+    parts = back_pre, back_loop, sink
+    outside = [v for part in parts for v in part.outside]
+    kept = dict.fromkeys([v for v in outside if not v.backward and v not in again])
+    return parts, kept
+
+
+def _is_cheap(v: Value, program: Program, kept: Iterable[Value]) -> bool:
+    """Return whether it is cheaper to compute a kept value again than to keep it."""
+    if v is program.y or v in program.states:  # these are there anyway
+        return False
+    stack = list(v.inputs)
+    while stack:
+        i = stack.pop()
+        if i.op in VIEWS and i.role == "rows":
+            stack += i.inputs
+        elif i.op is not None and i.role != "shared" and i not in kept:
+            return False
+    return True
 
 
 def section(targets: Iterable[Value], inside: Callable[[Value], bool]) -> Section:
@@ -147,6 +176,22 @@ def section(targets: Iterable[Value], inside: Callable[[Value], bool]) -> Sectio
             outside[v] = None
     key = lambda v: v.number  # noqa: E731
     return Section(sorted(values, key=key), sorted(outside, key=key))
+
+
+def _read_by_the_loop(
+    program: Program, carried: set[Value], late: Iterable[Value], light: set[Value]
+) -> set[Value]:
+    """Return the light values, and views of them, that only the loop reads."""
+    loop = set(section(program.states, lambda v: v in carried).values)
+    every = section([*program.states, *late], lambda v: not v.backward).values
+    outside = set(late)
+    for v in reversed(every):
+        if v in carried:
+            if v not in loop:
+                outside.update(v.inputs)
+        elif v in outside or not (v in light or v.op in VIEWS):
+            outside.update(v.inputs)
+    return {v for v in every if v in light and v not in outside}
 
 
 def _light(program: Program) -> set[Value]:

@@ -204,6 +204,12 @@ class _Module:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return builder.shuffle_vector(builder.insert_element(none, x, _ZERO32), none, zeros)
 
+    def copy(self, code: _Code, a: Any, c: Any, n: int) -> None:
+        """Copy `n` numbers at once."""
+        builder, kind = code.builder, ir.VectorType(self.real, n).as_pointer()
+        value = builder.load(builder.bitcast(a, kind), align=self.size)
+        builder.store(value, builder.bitcast(c, kind), align=self.size)
+
     def write_move(self) -> Any:
         """Copy (rows, columns) numbers."""
         code = self.function("move", "iipipi")
@@ -290,7 +296,6 @@ class _Module:
     ) -> None:
         """Write the loops that copy (rows, n) numbers into rows as wide as a panel."""
         builder, wide = code.builder, _n(self.width)
-        vector = self.vector.as_pointer()
         full = builder.icmp_signed("==", n, wide)
         plain = builder.icmp_signed("==", x_column, _n(1))
         with builder.if_else(builder.and_(full, plain)) as (yes, no):
@@ -298,9 +303,7 @@ class _Module:
                 a, c = code.at(x, code.times(k, x_row)), code.at(y, code.times(k, wide))
                 for part in range(2):
                     at = _n(part * self.lanes)
-                    p = builder.bitcast(code.at(a, at), vector)
-                    q = builder.bitcast(code.at(c, at), vector)
-                    builder.store(builder.load(p, align=self.size), q, align=self.size)
+                    self.copy(code, code.at(a, at), code.at(c, at), self.lanes)
             with no, code.loop(rows, 64) as first:  # so that what is written stays near
                 last = code.least(rows, builder.add(first, _n(64)))
                 with code.loop(n) as j:
@@ -353,8 +356,13 @@ class _Module:
             with code.loop(tiles) as tile:  # columns of A side by side
                 i = code.times(tile, HEIGHT)
                 some = code.least(builder.sub(m, i), _n(HEIGHT))
-                to = code.at(left, code.times(tile, block))
-                builder.call(self.move, [count, some, code.at(x, i), a_row, to, _n(HEIGHT)])
+                from_, to = code.at(x, i), code.at(left, code.times(tile, block))
+                with builder.if_else(builder.icmp_signed("==", some, _n(HEIGHT))) as (yes, no):
+                    with yes, code.loop(count) as row:
+                        self.copy(code, code.at(from_, code.times(row, a_row)),
+                                  code.at(to, code.times(row, HEIGHT)), HEIGHT)  # fmt: skip
+                    with no:
+                        builder.call(self.move, [count, some, from_, a_row, to, _n(HEIGHT)])
             with code.loop(last, self.width, start=first) as j:
                 some = code.least(builder.sub(last, j), wide)
                 self.write_rows(code, count, some, code.at(y, j), b_row, _n(1), right)

@@ -1,39 +1,51 @@
-"""One recording of a function: its graph, on Tensors that refuse to show their numbers."""
+"""One run of a step or a function: its graph, on Tensors that refuse to show their numbers."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from traceback import walk_stack, walk_tb
 from typing import Any
 
 import numpy as np
 
-from .. import autodiff
+from .. import autodiff, ops
 from ..arrays import Array
 from ..scope import at, making, masked, record
 from ..tensor import Parameter, Tensor
 from .errors import CompileError
-from .surroundings import PLAIN
-from .trace import ENGINE
+from .outside import Outside, slot
 
-_READERS = ENGINE | {"tinygrad_rnn.functional"}  # what may look at the numbers
-slot: Any = Tensor.__dict__["data"]
+_READERS = frozenset(
+    [f"tinygrad_rnn.{name}" for name in
+     ("tensor", "op", "ops", "autodiff", "graph", "inspection", "functional")]
+)  # fmt: skip
 
 
 # --- Tensors that refuse to show their numbers -------------------------------------------------
 
 
 class _Thread(threading.local):
-    lines: dict[int, str] | None = None  # id of a node: where it was made; None: no recording
+    run: Record | None = None  # that records
 
 
 _thread = _Thread()
 
 
-class _Hidden:
+def _guarded(name: str, what: str) -> Any:
+    """Return a method of Tensors that is refused while its thread records."""
+
+    def method(self: Any, *args: Any, **words: Any) -> Any:
+        _check(what)
+        return getattr(super(Hidden, self), name)(*args, **words)
+
+    return method
+
+
+class Hidden:
     """While its thread records: a Tensor of which only the engine may see the numbers."""
 
     __slots__ = ()
@@ -41,21 +53,28 @@ class _Hidden:
     @property
     def data(self) -> Any:
         """The array."""
-        if _thread.lines is None:
+        if _thread.run is None:
             if type(self) is Recorded:
                 raise CompileError(
                     "a Tensor was kept aside while a function was recorded, and has no numbers"
                 )
-        elif sys._getframe(1).f_globals.get("__name__") not in _READERS:
-            raise _reads(".data")
+        else:
+            frame = sys._getframe(1)
+            name = frame.f_globals.get("__name__")
+            if name not in _READERS:
+                raise _reads(".data")
+            if frame.f_code.co_name == "_ids":  # which checks them
+                size, what = frame.f_locals["size"], frame.f_locals["what"]
+                _thread.run.bounds[self.order] = size, what  # type: ignore[attr-defined]
         return slot.__get__(self)
 
     @data.setter
     def data(self, value: Any) -> None:
-        if _thread.lines is not None:
+        run = _thread.run
+        if run is not None:
             if sys._getframe(1).f_globals.get("__name__") not in _READERS:
-                raise CompileError(f"it sets the numbers of a Tensor{_line()}")
-            _thread.lines[id(self)] = _line()
+                raise CompileError(f"{run.who} sets the numbers of a Tensor{line()}")
+            run.made[id(self)] = line()
         slot.__set__(self, value)
 
     @property
@@ -69,41 +88,18 @@ class _Hidden:
         _check(".grad")
         Tensor.grad.__set__(self, value)  # type: ignore[attr-defined]
 
-    def __bool__(self) -> bool:
-        _check("bool()")
-        return super().__bool__()  # type: ignore[misc,no-any-return]
-
-    def __array__(self, *args: Any, **words: Any) -> Any:
-        _check("numpy")
-        return super().__array__(*args, **words)  # type: ignore[misc]
-
-    def __repr__(self) -> str:
-        _check("repr()")
-        return super().__repr__()
-
-    def item(self) -> Any:
-        """Return the number."""
-        _check(".item()")
-        return super().item()  # type: ignore[misc]
-
-    def numpy(self) -> Any:
-        """Return the array."""
-        _check(".numpy()")
-        return super().numpy()  # type: ignore[misc]
-
-    def backward(self, gradient: Any = None) -> None:
-        """Run back."""
-        _check("backward()")
-        super().backward(gradient)  # type: ignore[misc]
+    __bool__, __repr__ = _guarded("__bool__", "bool()"), _guarded("__repr__", "repr()")
+    __array__, numpy = _guarded("__array__", "numpy"), _guarded("numpy", ".numpy()")
+    item, backward = _guarded("item", ".item()"), _guarded("backward", "backward()")
 
 
-class Recorded(_Hidden, Tensor):
+class Recorded(Hidden, Tensor):
     """A Tensor of a recording."""
 
     __slots__ = ()
 
     def detach(self) -> Tensor:
-        """Return a leaf that holds its source, which the function may let go."""
+        """Return a leaf that holds its source, which the code may let go."""
         leaf = super().detach()
         leaf.attrs = {"detached": lambda: self}
         leaf.__class__ = Recorded
@@ -111,13 +107,13 @@ class Recorded(_Hidden, Tensor):
 
 
 _kinds: dict[type, type] = {
-    kind: type(kind.__name__, (_Hidden, kind), {"__slots__": ()}) for kind in (Tensor, Parameter)
+    kind: type(kind.__name__, (Hidden, kind), {"__slots__": ()}) for kind in (Tensor, Parameter)
 }
 
 
 @contextmanager
-def hiding(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Hide, from this thread, the numbers of Tensors that stand outside of the function."""
+def _hiding(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Hide, from this thread, the numbers of Tensors that stand outside of what runs."""
     changed = []
     try:
         for t in tensors:
@@ -132,22 +128,133 @@ def hiding(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _check(what: str) -> None:
-    if _thread.lines is not None:
+    if _thread.run is not None:
         raise _reads(what)
 
 
 def _reads(what: str) -> CompileError:
-    return CompileError(f"it reads the value of a Tensor ({what}){_line()}")
+    assert _thread.run is not None
+    return CompileError(f"{_thread.run.who} reads the value of a Tensor ({what}){line()}")
 
 
-def _line() -> str:
-    """Return where in the user's code the caller is: `` at model.py:12``."""
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_globals.get("__name__", "").startswith(("tinygrad_rnn.", "numpy.")):
-            return f" at {frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
+def line(error: Exception | None = None) -> str:
+    """Return where in the user's code the caller is, or an error was: `` at cell.py:12``.
+
+    Inside a recording that is in what runs or in a helper of it; nothing where neither is running.
+    """
+    frames: Any = walk_stack(sys._getframe(1))
+    if error is not None:
+        frames = reversed(list(walk_tb(error.__traceback__)))
+    entered, step = False, ""
+    for frame, number in frames:
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith("tinygrad_rnn.compiler"):
+            if entered:  # what called the step
+                break
+            continue
+        entered = True
+        here = f" at {frame.f_code.co_filename}:{number}"
+        if not name.startswith(("tinygrad_rnn.", "numpy.")):
+            return here
+        if ".nn." in name and frame.f_code.co_name == "step":
+            step = here  # of a cell of the library
+    return step
+
+
+# --- one recording -----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Record:
+    """What one run made: outputs, and their gradients for the targets."""
+
+    who: str
+    start: str  # the line of what comes from no other
+    rng: np.random.Generator
+    since: int = 0  # the order of what was there before
+    first_backward: int = 0
+    known: dict[int, tuple[str, str]] = field(default_factory=dict)  # order of a leaf: what it is
+    bounds: dict[int, tuple[int, str]] = field(default_factory=dict)  # of ids: below which, of what
+    made: dict[int, str] = field(default_factory=dict)  # id of a node: where it was made
+    template: Any = None  # what was returned, in which the outputs are
+    outputs: list[Tensor] = field(default_factory=list)
+    targets: Sequence[Tensor] = ()
+    seeds: dict[int, Tensor] = field(default_factory=dict)  # the cotangents, by output
+    grads: list[Any] = field(default_factory=list)
+    nodes: list[Tensor] = field(default_factory=list)
+    lines: dict[int, str] = field(default_factory=dict)  # order of a node: where it comes from
+
+    def leaf(self, kind: str, name: str, a: Array, requires_grad: bool = False) -> Tensor:
+        """Return a Tensor that is given."""
+        t = Recorded(a, requires_grad)
+        self.known[t.order] = kind, name
+        return t
+
+    def differentiate(self, targets: Sequence[Tensor], seeded: Sequence[int]) -> None:
+        """Make the gradients of the outputs that are seeded; one that is two has two seeds."""
+        self.first_backward, self.targets = Tensor(0.0).order, targets
+        outs = [self.outputs[k] for k in seeded]
+        numbers = [self.rng.uniform(0.1, 0.9, t.shape).astype(t.dtype) for t in outs]
+        for k, a in zip(seeded, numbers, strict=True):
+            self.seeds[k] = self.leaf("cotangent", str(k), a)
+        seeds = list(self.seeds.values())
+        found = autodiff.gradients(outs, targets, seeds, create_graph=True) if outs else []
+        self.grads = [
+            g if g is None or g.shape == t.shape else ops.unbroadcast(g, t.shape)
+            for g, t in zip(found, targets, strict=False)
+        ]
+
+    def reach(self, outputs: Iterable[Tensor]) -> list[Tensor]:
+        """Return what outputs were made from in this run, and what of before it was read."""
+        seen: dict[int, Tensor] = {}
+        stack = list(outputs)
+        while stack:
+            t = stack.pop()
+            if t.order in seen:
+                continue
+            seen[t.order] = t
+            if t.order > self.since:
+                source = source_of(t)
+                stack += [*t.inputs, *([] if source is None else [source])]
+        return [seen[k] for k in sorted(seen)]
+
+    def made_at(self, t: Any) -> str:
+        """Return the line that made a node, or nothing of a leaf."""
+        return self.made.get(id(t), "") if isinstance(t, Hidden) else ""
+
+    def trail(self) -> None:
+        """Find the line of each node: a leaf has its first reader's, a gradient its op's."""
+        for t in self.nodes:
+            before = [self.lines[i.order] for i in t.inputs if i.order in self.lines]
+            here = self.made_at(t) or (before[-1] if before else "")
+            for node in (t, *t.inputs) if here else ():
+                self.lines.setdefault(node.order, here)
+        self.lines = {t.order: self.lines.get(t.order, self.start) for t in self.nodes}
+
+
+@contextmanager
+def recording(code: Outside, k: int, hidden: Iterable[Tensor], given: Any) -> Iterator[Record]:
+    """Record what runs inside, the k-th time, and undo what it changes; raise where it does."""
+    run, before = Record(code.who, code.begin(), np.random.default_rng(k)), _thread.run
+    with code.undone(given):
+        _thread.run = run
+        try:
+            with (
+                _hiding(hidden), np.errstate(all="ignore"), record(), at(None), masked(None),
+                making(Recorded),
+            ):  # fmt: skip
+                run.since = Tensor(0.0).order
+                yield run
+                run.nodes = run.reach([*run.outputs, *[g for g in run.grads if g is not None]])
+                run.trail()
+        finally:
+            _thread.run = before
+
+
+def source_of(t: Tensor) -> Any:
+    """Return what a detached Tensor shows, without a gradient."""
+    ref = t.attrs.get("detached") if t.op is None else None
+    return None if ref is None else ref()
 
 
 # --- nests -------------------------------------------------------------------------------------
@@ -172,130 +279,3 @@ def spread(value: Any, kinds: Any, f: Callable[[Any], Any]) -> Any:
     if type(value) is dict:
         return {k: spread(v, kinds, f) for k, v in value.items()}
     return value
-
-
-class ComplexError(CompileError):
-    """What it computes is for checks, and runs plainly without a warning."""
-
-
-# --- one recording -----------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Record:
-    """What one run of a function made."""
-
-    nodes: list[Tensor]
-    first_backward: int
-    known: dict[int, tuple[str, int]]  # order of a leaf: an argument or a cotangent, and its number
-    outputs: list[Tensor]
-    template: Any
-    targets: list[Tensor]
-    grads: list[Any]
-    seeded: list[int]
-    since: int
-    lines: dict[int, str]  # order of a node: where it was made
-
-
-def record_once(
-    call: Callable[[Sequence[Any]], Any],
-    given: Sequence[tuple[Array, bool]],
-    k: int,
-    backward: bool,
-) -> Record:
-    """Run a function and its gradients, recorded; the numbers are those given only for k = 0."""
-    known: dict[int, tuple[str, int]] = {}
-    found: dict[int, Tensor] = {}
-    before, _thread.lines = _thread.lines, {}
-
-    def leaf(kind: str, n: int, a: Array, requires_grad: bool = False) -> Tensor:
-        t = Recorded(a, requires_grad)
-        known[t.order] = kind, n
-        return t
-
-    def one(t: Any) -> Place:
-        if not isinstance(t, Tensor):
-            raise CompileError("it returns an array that is no Tensor")
-        found.setdefault(t.order, t)
-        return Place(list(found).index(t.order))
-
-    rng = np.random.default_rng(k)
-    try:
-        with np.errstate(all="ignore"), record(), at(None), masked(None), making(Recorded):
-            since = Tensor(0.0).order
-            args = [
-                leaf("argument", n, _others(x, rng) if k else x.copy(), requires_grad)
-                for n, (x, requires_grad) in enumerate(given)
-            ]
-            template = spread(call(args), (Tensor, np.ndarray, np.generic), one)
-            _check_rest(template)
-            outputs = list(found.values())
-            if not outputs:
-                raise CompileError("it returns no Tensor")
-            nodes = _nodes(outputs, since)
-            if any(t.dtype.kind == "c" for t in nodes):
-                raise ComplexError("it computes with complex numbers")
-            for t in nodes:
-                if t.order < since and t.op is not None and t.requires_grad:
-                    raise CompileError(
-                        f"it reads the result of {t.op.name} {t.shape} from outside: pass it on as "
-                        f"an argument"
-                    )
-            targets = [t for t in nodes if t.requires_grad and (t.order in known or t.order < since)
-                       and t.dtype.kind == "f"] if backward else []  # fmt: skip
-            first = Tensor(0.0).order
-            seeded = [n for n, t in enumerate(outputs) if targets and t.op is not None
-                      and t.order > since and t.requires_grad and t.dtype.kind == "f"]  # fmt: skip
-            seeds = [leaf("cotangent", n, np.full(outputs[n].shape, 0.5, outputs[n].dtype))
-                     for n in seeded]  # fmt: skip
-            outs = [outputs[n] for n in seeded]
-            grads = autodiff.gradients(outs, targets, seeds, create_graph=True) if outs else []
-            nodes = _nodes([*outputs, *[g for g in grads if g is not None]], since)
-            lines = {t.order: _thread.lines.get(id(t), "") for t in nodes}
-    finally:
-        _thread.lines = before
-    return Record(nodes, first, known, outputs, template, targets if outs else [], grads, seeded,
-                since, lines)  # fmt: skip
-
-
-def _check_rest(template: Any) -> None:
-    """Raise where a function returns what is neither a Tensor nor plain."""
-    if isinstance(template, tuple | list):
-        for v in template:
-            _check_rest(v)
-    elif type(template) is dict:
-        for v in template.values():
-            _check_rest(v)
-    elif type(template) is not Place and type(template) not in PLAIN:
-        raise CompileError(f"it returns a {type(template).__name__}, which is no Tensor")
-
-
-def _others(a: Array, rng: np.random.Generator) -> Array:
-    """Return other numbers near those of `a`; of integers, the same in other places."""
-    if a.dtype.kind == "f":
-        with np.errstate(all="ignore"):
-            return np.asarray(a + (np.abs(a) * 0.01 + 1e-4) * rng.uniform(0.5, 1, a.shape), a.dtype)
-    return np.roll(a.reshape(-1), 1).reshape(a.shape)
-
-
-def source_of(t: Tensor) -> Any:
-    """Return what a detached Tensor shows, without a gradient."""
-    ref = t.attrs.get("detached") if t.op is None else None
-    return None if ref is None else ref()
-
-
-def _nodes(outputs: Sequence[Tensor], since: int) -> list[Tensor]:
-    """Return what outputs were made from since then, and what of before that was read."""
-    seen: dict[int, Tensor] = {}
-    stack = list(outputs)
-    while stack:
-        t = stack.pop()
-        if t.order in seen:
-            continue
-        seen[t.order] = t
-        if t.order > since:
-            stack += t.inputs
-            source = source_of(t)
-            if source is not None:
-                stack.append(source)
-    return [seen[k] for k in sorted(seen)]

@@ -29,13 +29,18 @@ PLAIN = (int, float, str, bool, type(None))
 
 
 class Repeat:
-    """What a call of one cell over a whole batch without a state rested on."""
+    """What a call of one cell over a whole batch rested on."""
 
     def __init__(
         self, layer: Recurrent, cell: Cell, state: State, outside: Any, plan: Schedule,
         kernels: Any, named: list[tuple[str, Parameter]],
     ) -> None:  # fmt: skip
-        self.layer, self.settings, self.cell, self.own = layer, _vars(layer), cell, dict(vars(cell))
+        self.layer, self.settings, self.cell, self.own = (
+            layer,
+            dict(vars(layer)),
+            cell,
+            dict(vars(cell)),
+        )
         self.outside, self.told = outside, outside()
         self.plan, self.kernels, self.state = plan, kernels, state
         self.names = [name for name, _ in named]
@@ -49,7 +54,8 @@ class Repeat:
         """Return whether everything is as it was."""
         try:
             return (
-                _vars(self.layer) == self.settings
+                vars(self.layer) == self.settings
+                and self.layer.L0[DIRECTIONS[0]] is self.cell  # type: ignore[attr-defined]
                 and vars(self.cell) == self.own
                 and self.outside() == self.told
                 and [(p.requires_grad, p.data.shape, p.data.dtype) for p in self.parameters]
@@ -58,7 +64,28 @@ class Repeat:
         except Exception:  # another Tensor, compared element by element
             return False
 
-    def run(self, x: Tensor, here: Scope) -> tuple[Tensor, State]:
+    def begin(self, state: State) -> list[Tensor] | None:
+        """Return the parts of a state to start from; None where they need more than a look."""
+        if state is None:
+            return self.starts
+        parts = state if type(state) is tuple else (state,)
+        if len(parts) != len(self.starts) or (type(state) is tuple) != self.level:
+            return None
+        found = []
+        for part, like in zip(parts, self.starts, strict=True):
+            if type(part) is not Tensor or part.requires_grad:
+                return None
+            data = part.data
+            if self.lead:
+                if data.ndim < 1 or len(data) != 1:
+                    return None
+                data = data[0]
+            if data.shape != like.data.shape or data.dtype != like.data.dtype:
+                return None
+            found.append(Tensor(data))
+        return found
+
+    def run(self, x: Tensor, starts: list[Tensor], here: Scope) -> tuple[Tensor, State]:
         """Return the output and the last state."""
         T, N, _ = x.data.shape
         here.place.call.steps = T  # type: ignore[union-attr]
@@ -68,7 +95,7 @@ class Repeat:
         )  # fmt: skip
         run = Run(self.plan, self.kernels, T, N, False, True, self.names, None, None,
                   partial(unroll, unrolled, self.state, T))  # fmt: skip
-        inputs = (x, *self.starts, *self.parameters)
+        inputs = (x, *starts, *self.parameters)
         needs = self.plan.backward
         data = run.forward([t.data for t in inputs])
         made, node = run.outputs, tensor._node
@@ -77,7 +104,7 @@ class Repeat:
         parts = [
             node(output, (token,), {"run": run, "key": k, "lead": self.lead},
                  made[k][None] if self.lead else made[k], needs)
-            for k in range(len(self.starts))
+            for k in range(len(starts))
         ]  # fmt: skip
         return y, tuple(parts) if self.level else fill(self.state, parts)
 
@@ -85,12 +112,7 @@ class Repeat:
 _NONE = Noise(None, 0.0, 0.0)
 
 
-def _vars(layer: Recurrent) -> dict[str, Any]:
-    """Return the settings of a layer, and which cell it runs."""
-    return {**vars(layer), "L0": dict(vars(layer)["L0"])}
-
-
-def repeats(layer: Recurrent, kind: type[Recurrent], cell: Cell, state: State) -> bool:
+def repeats(layer: Recurrent, kind: type[Recurrent], cell: Cell, starts: list[Tensor]) -> bool:
     """Return whether a call like the one that was just made can be told by its `key_of`."""
     return (
         layer.num_layers == layer.num_directions == 1
@@ -99,7 +121,7 @@ def repeats(layer: Recurrent, kind: type[Recurrent], cell: Cell, state: State) -
         and _is_ours(kind)
         and _is_ours(type(cell).initial_state)
         and all(isinstance(v, (*PLAIN, Parameter, Op, np.dtype)) for v in vars(cell).values())
-        and not any(s.requires_grad or s.data.any() for s in leaves(state))
+        and not any(s.requires_grad for s in starts)  # neither given nor learned
     )
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .. import ops
+from .. import functional, ops
 from ..arrays import Array
 from ..tensor import Tensor
 from .errors import CompileError
 from .numpy_backend import Writer, _has_out
+from .outside import PLAIN, Outside, slot
 from .passes import Schedule, Section, common, section
-from .recording import Record, Recorded, hiding, record_once, slot, source_of
+from .recording import Place, Record, Recorded, line, recording, spread
 from .rows import ELEMENTWISE, KNOWN, VIEWS
-from .surroundings import Surroundings
-from .trace import Program, Value
+from .trace import Program, Value, merge
 
 _FRESH = (KNOWN - VIEWS) | {ops.take}  # their result shares memory with no input
 _MOST = 20_000  # values of a program
@@ -45,7 +46,6 @@ class Recording:
     template: Any
     token: Array
     outside: list[tuple[Tensor, tuple[int, ...], np.dtype[Any], bool]]
-    held: Any = field(default=None)
 
     def outdated(self) -> bool:
         """Return whether a Tensor from outside is of another kind now."""
@@ -56,14 +56,14 @@ class Recording:
         return False
 
 
-class LastingError(CompileError):
-    """Why a function cannot be recorded, whatever its names stand for."""
+class ComplexError(CompileError):
+    """What it computes is for checks, and runs plainly without a warning."""
 
 
 def recorded(
     call: Callable[[Sequence[Any]], Any],
     given: Sequence[Tensor],
-    around: Surroundings,
+    around: Outside,
     args: Any,
     backward: bool,
 ) -> Recording:
@@ -71,64 +71,93 @@ def recorded(
     runs: list[Record] = []
     hidden = around.tensors(args)
     numbers = [(t.data, t.requires_grad and backward) for t in given]
-    for k in (0, 1):
-        before = around.snapshot(args)
-        try:
-            with hiding(hidden):
-                runs.append(record_once(call, numbers, k, backward))
-        except CompileError:
-            around.restore(before)
-            raise
-        except Exception as error:
-            around.restore(before)
-            raise CompileError(f"it failed while it was recorded: {error}") from error
-        changed, lasts = around.restore(before)
-        if changed:
-            raise LastingError(changed) if lasts else CompileError(changed)
-        a = runs[0]
-        hidden = list(dict.fromkeys([*hidden, *[t for t in a.nodes if t.order < a.since]]))
     try:
+        for k in (0, 1):
+            with recording(around, k, hidden, args) as run:
+                _run(run, call, numbers, k, backward)
+            runs.append(run)
+            outside = [t for t in run.nodes if t.order < run.since]
+            hidden = list(dict.fromkeys([*hidden, *outside]))
         return _merge(runs[0], runs[1], {id(t.data) for t in hidden})
     except CompileError:
         raise
     except Exception as error:
-        raise CompileError(f"it failed to compile: {error!r}") from error
+        part = "failed while it was recorded" if len(runs) < 2 else "failed to compile"
+        raise CompileError(f"it {part}{line(error)}: {error!r}") from error
+
+
+def _run(
+    run: Record,
+    call: Callable[[Sequence[Any]], Any],
+    given: Sequence[tuple[Array, bool]],
+    k: int,
+    backward: bool,
+) -> None:
+    """Run a function and its gradients; the numbers are those given only for k = 0."""
+    found: dict[int, Tensor] = {}
+
+    def one(t: Any) -> Place:
+        if not isinstance(t, Tensor):
+            raise CompileError("it returns an array that is no Tensor")
+        found.setdefault(t.order, t)
+        return Place(list(found).index(t.order))
+
+    args = [
+        run.leaf("argument", str(n), _others(x, run.rng) if k else x.copy(), requires_grad)
+        for n, (x, requires_grad) in enumerate(given)
+    ]
+    run.template = spread(call(args), (Tensor, np.ndarray, np.generic), one)
+    _check_rest(run.template)
+    run.outputs = list(found.values())
+    if not run.outputs:
+        raise CompileError("it returns no Tensor")
+    nodes = run.reach(run.outputs)
+    if any(t.dtype.kind == "c" for t in nodes):
+        raise ComplexError("it computes with complex numbers")
+    for t in nodes:
+        if t.order < run.since and t.op is not None and t.requires_grad:
+            raise CompileError(
+                f"it reads the result of {t.op.name} {t.shape} from outside: pass it on as an "
+                f"argument"
+            )
+    wanted = {t.order: t for t in nodes if backward and t.requires_grad and t.dtype.kind == "f"}
+    targets = [t for n, t in wanted.items() if n in run.known or n < run.since]
+    seeded = [n for n, t in enumerate(run.outputs)
+              if targets and t.order in wanted and t.op and t.order > run.since]  # fmt: skip
+    run.differentiate(targets if seeded else [], seeded)
+
+
+def _check_rest(template: Any) -> None:
+    """Raise where a function returns what is neither a Tensor nor plain."""
+    if isinstance(template, tuple | list) or type(template) is dict:
+        for v in template.values() if isinstance(template, dict) else template:
+            _check_rest(v)
+    elif type(template) not in (Place, *PLAIN):
+        raise CompileError(f"it returns a {type(template).__name__}, which is no Tensor")
+
+
+def _others(a: Array, rng: np.random.Generator) -> Array:
+    """Return other numbers near those of `a`; of integers, the same in other places."""
+    if a.dtype.kind == "f":
+        return np.asarray(a + (np.abs(a) * 0.01 + 1e-4) * rng.uniform(0.5, 1, a.shape), a.dtype)
+    return np.roll(a.reshape(-1), 1).reshape(a.shape)
 
 
 def _merge(a: Record, b: Record, arrays: set[int]) -> Recording:
-    made: dict[int, Value] = {}
-    twins: dict[int, int] = {}
-    values: list[Value] = []
-    tensors: dict[Value, Any] = {}  # where the inputs come from
-    arrays |= {id(slot.__get__(t)) for t in a.nodes if t.op or t.order in a.known}
     if len(a.nodes) > _MOST:
         raise CompileError(
             f"it makes {len(a.nodes)} values; the loop of a recurrent layer is better compiled by "
             f"itself: compile(layer)"
         )
-    if (len(a.nodes), a.template) != (len(b.nodes), b.template):
-        other = next((s for s, t in zip(a.nodes, b.nodes, strict=False) if s.op is not t.op), None)
-        line = "" if other is None else a.lines[other.order]
-        raise CompileError(f"it takes another path for other numbers{line}")
-    for s, t in zip(a.nodes, b.nodes, strict=True):
-        twins[s.order] = t.order
-        source = source_of(s) if s.order > a.since else None
-        if source is not None and source.order in made:
-            made[s.order] = made[source.order]
-            continue
-        value = _value(s, t, a, b, made, twins, arrays)
-        value.number, value.backward = len(values), s.order > a.first_backward
-        if value.leaf == "argument":
-            tensors[value] = int(value.name)
-        elif value.leaf == "outside":
-            tensors[value] = s
-        made[s.order] = value
-        values.append(value)
+    arrays |= {id(slot.__get__(t)) for t in a.nodes if t.op or t.order in a.known}
+    values, made = merge(a, b, "other numbers", partial(_value, arrays))
+    given: dict[int, Any] = {t.order: t for t in a.nodes if t.order < a.since}  # from outside
+    given.update({n: int(k) for n, (kind, k) in a.known.items() if kind == "argument"})
+    sources = {made[n]: t for n, t in given.items() if n in made}
     outs = [made[t.order] for t in a.outputs]
     program = Program(
         values=values, y=outs[0], states=outs, marks={},
-        seeds=[made.get(order) for order, (kind, _) in a.known.items() if kind == "cotangent"],
-        x_grad=None, state_grads=[],
+        seeds=[made.get(t.order) for t in a.seeds.values()], x_grad=None, state_grads=[],
         parameter_grads={str(k): made[g.order] for k, g in enumerate(a.grads) if g is not None},
     )  # fmt: skip
     _signs(program)
@@ -137,40 +166,31 @@ def _merge(a: Record, b: Record, arrays: set[int]) -> Recording:
     wanted = [made[t.order] for t in a.targets]
     read = {i for part in (plan.pre, plan.sink) for v in part.values for i in v.inputs}
     read.update([*program.states, *program.parameter_grads.values()])
-    inputs = wanted + [v for v in program.values if v in read and v in tensors and v not in wanted]
+    inputs = wanted + [v for v in program.values if v in read and v in sources and v not in wanted]
     writer = FunctionWriter(plan, inputs, len(wanted))
     text = writer.source()
     names: dict[str, Any] = {"np": np, **writer.constants}
     exec(compile(text, "<compiled function>", "exec"), names)
-    floats = [outs[k].dtype for k in a.seeded]
+    floats = [outs[k].dtype for k in a.seeds]
     described = [
-        (tensors[v] if t.order in a.known or t.order < a.since else
-         COMPUTED if k in a.seeded else CONSTANT, t.name)
-        for k, (t, v) in enumerate(zip(a.outputs, outs, strict=True))
-    ]  # fmt: skip
-    found = [t for t in a.nodes if t.order < a.since]
+        (given.get(t.order, COMPUTED if k in a.seeds else CONSTANT), t.name)
+        for k, t in enumerate(a.outputs)
+    ]
     return Recording(
-        names["forward"], names["backward"], text, plan, [tensors[v] for v in inputs], len(wanted),
-        described, a.seeded, a.template, np.zeros((), floats[0] if floats else float),
-        [(t, t.shape, t.dtype, t.requires_grad) for t in found],
+        names["forward"], names["backward"], text, plan, [sources[v] for v in inputs], len(wanted),
+        described, list(a.seeds), a.template, np.zeros((), floats[0] if floats else float),
+        [(t, t.shape, t.dtype, t.requires_grad) for t in a.nodes if t.order < a.since],
     )  # fmt: skip
 
 
-def _value(
-    s: Tensor, t: Tensor, a: Record, b: Record, made: dict[int, Value], twins: dict[int, int],
-    arrays: set[int],
-) -> Value:  # fmt: skip
+def _value(arrays: set[int], s: Tensor, t: Tensor, a: Record, made: dict[int, Value]) -> Value:
     x, y = slot.__get__(s), slot.__get__(t)
     line = a.lines[s.order]
     if s is t:
         return Value(None, (), {}, x.shape, x.dtype, "outside", s.name or "")
-    if s.order < a.since or t.order < b.since:
+    if s.order < a.since:
         raise CompileError("it sets a Tensor that it reads the next time")
-    if (
-        s.op is not t.op or x.shape != y.shape or x.dtype != y.dtype
-        or [twins.get(i.order) for i in s.inputs] != [i.order for i in t.inputs]
-        or a.known.get(s.order) != b.known.get(t.order)
-    ):  # fmt: skip
+    if x.shape != y.shape or x.dtype != y.dtype:
         raise CompileError(f"it takes another path for other numbers{line}")
     if s.op is not None:
         if repr(s.attrs) != repr(t.attrs) or any(
@@ -182,22 +202,21 @@ def _value(
             return Value(None, (), {}, x.shape, x.dtype, "constant", array=x)
         attrs = {"axis": 0, **s.attrs} if s.op is ops.concat else s.attrs
         return _unbroadcast(Value(s.op, inputs, attrs, x.shape, x.dtype))
-    kind, number = a.known.get(s.order, ("constant", 0))
+    kind, number = a.known.get(s.order, ("constant", ""))
     if kind != "constant":
-        return Value(None, (), {}, x.shape, x.dtype, kind, str(number))
-    user = a.lines[next((n for n in a.nodes if any(i is s for i in n.inputs)), s).order]
+        return Value(None, (), {}, x.shape, x.dtype, kind, number)
     if s.requires_grad:
-        raise CompileError(f"it makes a leaf {x.shape} that requires a gradient{user}")
+        raise CompileError(f"it makes a leaf {x.shape} that requires a gradient{line}")
     if type(s) is Recorded:
         raise CompileError(f"it computes under no_grad(){line}: use detach()")
     if id(x) in arrays:
-        raise CompileError(f"it makes a Tensor {x.shape} of another's array{user}: use detach()")
+        raise CompileError(f"it makes a Tensor {x.shape} of another's array{line}: use detach()")
     if x is y or np.may_share_memory(x, y):  # the user's array, which may change in place
         return Value(None, (), {}, x.shape, x.dtype, "array", array=x)
     if not np.array_equal(x, y, equal_nan=x.dtype.kind in "fc"):
         raise CompileError(
             f"it computes with numbers that change from call to call and are no Tensors: random "
-            f"numbers, a counter, or values read from a Tensor{user}"
+            f"numbers, a counter, or values read from a Tensor{line}"
         )
     return Value(None, (), {}, x.shape, x.dtype, "constant", array=x)
 
@@ -285,6 +304,8 @@ class FunctionWriter(Writer):
         plan = self.plan
         names = ", ".join([self.ref(v, "") for v in self.inputs])
         self.lines.append(f"def forward({names}):")
+        for v in self.inputs:
+            self.check(v)
         ends = [*plan.program.states, *plan.kept]
         self.section(plan.pre, ends)
         outs = "".join([self.ref(v, "") + (".copy(), " if v.leaf == "constant" else ", ")
@@ -314,6 +335,14 @@ class FunctionWriter(Writer):
             if out is None and v.op in (ops.sum, ops.sigmoid, ops.concat, ops.where):
                 out = f"np.empty({self.shape(v, 'step')}, {self.constant(v.dtype)})"
             self.compute(v, "step", out)
+            self.check(v)
+
+    def check(self, v: Value) -> None:
+        """Write the line that checks whether ids are in their range, as the function does."""
+        if v.bound and not v.backward:
+            size, what = v.bound
+            check = self.constant(functional._ids)
+            self.put(f"{check}({self.ref(v, 'step')}, {size}, {what!r})")
 
     def reuse(self, values: list[Value], ends: Iterable[Value]) -> dict[Value, str]:
         """Return which array a value is written into: of one that nothing reads any more."""

@@ -39,7 +39,9 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> float:
     """
     limit = _positive("max_norm", max_norm)
     grads = _gradients(params)
-    peak = float(np.max([np.abs(g).max(initial=0) for _, g in grads], initial=0))
+    peak = 1.0
+    if any(g.dtype.itemsize >= 8 for _, g in grads):  # the squares of others cannot overflow
+        peak = float(np.max([np.abs(g).max(initial=0) for _, g in grads]))
     unit = 2.0 ** (math.frexp(peak)[1] - 1)  # a power of two: to divide by it is exact
     scaled = (np.divide(g, unit, dtype=np.float64).reshape(-1) for _, g in grads)
     norm = unit * math.sqrt(sum(float(x @ x) for x in scaled))
