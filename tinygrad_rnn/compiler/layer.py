@@ -53,6 +53,7 @@ class Compiled(Recurrent):
             if known is not None and known.holds():
                 starts = known.begin(state)
                 if starts is not None:
+                    self._compiler.plan, self._compiler.used = known.plan, known.kernels
                     return known.run(x, starts, here)
         return super().forward(x, state, **words)
 
@@ -80,7 +81,8 @@ class Compiler:
 
     def __init__(self, backend: str | None = None, threads: int | None = None) -> None:
         self.backend, self.threads = backend, threads
-        self.without_numba, self.used = "", ""  # why not numba; the back end of the last call
+        self.without_numba = ""  # why not numba
+        self.used: Any = None  # the functions of the last call
         self.programs: dict[Any, Any] = {}  # and the parameters, or why there is none
         self.outsides: dict[int, Outside] = {}  # what the steps of the cells read besides them
         self.kernels: dict[Any, tuple[Schedule, Any]] = {}
@@ -164,7 +166,7 @@ class Compiler:
             _limit(self.kernels)
             self.kernels[key] = self._build(program, x_grad, wanted, backward, traced is not None)
         plan, kernels = self.kernels[key]
-        self.plan, self.used = plan, kernels.name
+        self.plan, self.used = plan, kernels
         inside = None
         if given.valid is not None:
             inside = np.ascontiguousarray(given.valid).reshape(given.steps * given.batch, 1)
@@ -285,13 +287,14 @@ class Compiler:
             "after the loop": plan.post, "back, before the loop": plan.back_pre,
             "back, in the loop": plan.back_loop, "sunk below the loop": plan.sink,
         }  # fmt: skip
-        lines.append(f"back end: {self.used}")
-        if self.used == "NumPy" and self.without_numba:
+        lines.append(f"back end: {self.used.name}")
+        if self.used.name == "NumPy" and self.without_numba:
             lines.append(f"without numba: {self.without_numba}")
         for name, part in sections.items():
             lines.append(f"{name}: {len(part.values)}")
             lines += [f"    {v}" for v in part.values]
         lines.append("kept for the gradients: " + ", ".join([f"v{v.number}" for v in plan.kept]))
+        lines += self.used.told()
         return "\n".join(lines)
 
 

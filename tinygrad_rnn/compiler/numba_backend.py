@@ -50,8 +50,21 @@ class Kernels(numpy_backend.Kernels):
         ]
         module = _load("\n".join(writer.functions))
         self.functions = {name: getattr(module, name) for name in names}
+        self.made = {
+            k.name: f"{len(k.bodies)} passes, {k.packs} packed weights" for k in writer.kernels
+        }
         self._known: dict[tuple[str, int, int], tuple[int, int, int, int]] = {}
         self.sizes = {kernel.name: _sizes(kernel) for kernel in writer.kernels}
+
+    def told(self) -> list[str]:
+        """Return, for each direction, what was fused, and how the last shapes were cut up."""
+        lines = [f"{name}: {made}" for name, made in self.made.items()]
+        for (name, T, N), (rows, steps, threads, _) in list(self._known.items())[-2:]:
+            lines.append(
+                f"{name}, T={T}, N={N}: tiles of {min(N, rows)} sequences, "
+                f"{steps} steps at a time, on at most {threads} threads"
+            )
+        return lines
 
     def go(self, name: str, T: int, N: int, reverse: bool, *arguments: Any) -> None:
         """Run a kernel: on this thread in one call, or its tiles beside each other."""

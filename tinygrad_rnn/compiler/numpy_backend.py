@@ -23,6 +23,10 @@ class Kernels:
     def __init__(self, schedule: Schedule) -> None:
         self.make(Writer(schedule), {})
 
+    def told(self) -> list[str]:
+        """Return what the report says of the functions beside the schedule."""
+        return []
+
     def make(self, writer: Writer, words: dict[str, Any]) -> None:
         """Make functions of what was written; `words` are what they may call."""
         self.source = writer.source()
