@@ -11,7 +11,7 @@ import tinygrad_rnn
 from tinygrad_rnn import Parameter, Tensor, grad, mark, nn, no_grad
 from tinygrad_rnn.compiler import Compiled, CompileWarning
 from tinygrad_rnn.op import OPS, primitive
-from tinygrad_rnn.ops import sigmoid, tanh
+from tinygrad_rnn.ops import log_softmax, sigmoid, tanh
 
 from .test_compile import (  # noqa: F401
     BACKENDS,
@@ -258,6 +258,18 @@ def test_values_that_pass_through_as_they_are(backend, cell):
             runs.append([y.data for y in made] + grad(loss, [x]))
         agree(*runs)
     assert "unrolled" not in quick.report(), quick.report()
+
+
+def test_an_op_of_the_loop_that_no_kernel_knows(backend):
+    class Shares(Plain):
+        def step(self, x, h):
+            h = log_softmax(self.affine(x, h), axis=-1)
+            return h, h
+
+    layer = nn.Recurrent(Shares())
+    quick, x = fast(layer, backend), inputs()
+    agree(*[[each(x)[0].data, *grad(each(x)[0].sum(), [x])] for each in (quick, layer)])
+    assert "back end: NumPy" in quick.report()
 
 
 def test_sigmoid_saturates_without_a_warning(backend):

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import ops
 from .errors import CompileError
-from .known import columns_of, features, view
+from .known import check, columns_of, features, view
 from .rows import ELEMENTWISE, VIEWS
 from .trace import Value
 
@@ -126,6 +126,9 @@ class Kernel:
         copies: list[tuple[int, Value | None, Place]], sums: dict[Value, int], back: bool,
         dtype: np.dtype[Any], sums_at: Place | None = None,
     ) -> None:  # fmt: skip
+        for v in [v for stage in stages for v in stage]:
+            if v not in sums:
+                check(v)
         self.name, self.stages, self.back = name, stages, back
         self.places, self.copies, self.sums = dict(places), copies, sums
         self.total = sum([features(s.inputs[0]) for s in sums])
