@@ -245,7 +245,16 @@ class Swap(nn.Cell):
         return a * b, (b, a + x)
 
 
-@pytest.mark.parametrize("cell", [Delay, Sum, Swap])
+class Shift(Swap):
+    """The gradient of one part is what arrives at the other, which has a new one."""
+
+    def step(self, x, state):
+        a, b = state
+        y = tanh(x + a * 2.0)
+        return y, (b, y)
+
+
+@pytest.mark.parametrize("cell", [Delay, Sum, Swap, Shift])
 def test_values_that_pass_through_as_they_are(backend, cell):
     layer = nn.Recurrent(cell())
     quick = fast(layer, backend)

@@ -262,25 +262,25 @@ class Kernel:
 
     def _copies(self, pairs: list[tuple[Value | None, Place]]) -> list[str]:
         """Return the calls of passes that copy values to places, or zeros where there is none."""
-        lines, late = [], []
+        first, then, last = [], [], []  # what is lost by the copies is put aside before them
         written = {place.array for _, place in pairs}
         for v, place in pairs:
             self.arguments[place.array] = None
             copy, k = self.body(), place.width
             if v is None:
-                late.append(copy.each(k, [f"{copy.at(place, 'j')} = {self.real}(0.0)"]).call())
+                then.append(copy.each(k, [f"{copy.at(place, 'j')} = {self.real}(0.0)"]).call())
                 continue
-            if v.leaf != "constant" and self.place(v).array in written:  # read before it is lost
+            aside = v.leaf != "constant" and self.place(v).array in written
+            if aside:
                 name = f"z_{place.array}"
                 self.scratch[name] = False, k, v.dtype.name
-                between = Place(name, "0", k)
-                back = self.body()
+                between, back = Place(name, "0", k), self.body()
                 moved = f"{back.at(place, 'j')} = {back.at(between, 'j')}"
-                late.append(back.each(k, [moved]).call())
+                last.append(back.each(k, [moved]).call())
                 place = between
-            source = self.load(copy, v, k)
-            lines.append(copy.each(k, [f"{copy.at(place, 'j')} = {source}"]).call())
-        return lines + late
+            line = f"{copy.at(place, 'j')} = {self.load(copy, v, k)}"
+            (first if aside else then).append(copy.each(k, [line]).call())
+        return first + then + last
 
     def source(self) -> str:
         """Return the source of the passes and of the function of a tile."""

@@ -18,7 +18,7 @@ from ..nn.noise import Noise
 from ..nn.reading import DIRECTIONS
 from ..nn.recurrent import Recurrent
 from ..nn.stacked import _Stacked
-from ..nn.states import State, fill, leaves
+from ..nn.states import State, fill, leaves, name_parts
 from ..op import Op
 from ..scope import ALWAYS, NEEDED, Scope
 from ..tensor import Parameter, Tensor
@@ -106,7 +106,10 @@ class Repeat:
                  made[k][None] if self.lead else made[k], needs)
             for k in range(len(starts))
         ]  # fmt: skip
-        return y, tuple(parts) if self.level else fill(self.state, parts)
+        final = tuple(parts) if self.level else fill(self.state, parts)
+        if not self.lead:
+            name_parts(final, self.cell.states)
+        return y, final
 
 
 _NONE = Noise(None, 0.0, 0.0)
