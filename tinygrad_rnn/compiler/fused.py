@@ -262,7 +262,9 @@ class Kernel:
 
     def _copies(self, pairs: list[tuple[Value | None, Place]]) -> list[str]:
         """Return the calls of passes that copy values to places, or zeros where there is none."""
-        first, then, last = [], [], []  # what is lost by the copies is put aside before them
+        first: list[str] = []  # what the copies would lose is put aside before them
+        then: list[str] = []
+        last: list[str] = []
         written = {place.array for _, place in pairs}
         for v, place in pairs:
             self.arguments[place.array] = None

@@ -8,6 +8,7 @@ the very same.
 from __future__ import annotations
 
 from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -54,14 +55,14 @@ class Repeat:
         """Return whether everything is as it was."""
         try:
             return (
-                vars(self.layer) == self.settings
+                _are(vars(self.layer), self.settings)
                 and self.layer.L0[DIRECTIONS[0]] is self.cell  # type: ignore[attr-defined]
-                and vars(self.cell) == self.own
+                and _are(vars(self.cell), self.own)
                 and self.outside() == self.told
                 and [(p.requires_grad, p.data.shape, p.data.dtype) for p in self.parameters]
                 == self.flags
             )
-        except Exception:  # another Tensor, compared element by element
+        except Exception:  # what is compared there may be anything
             return False
 
     def begin(self, state: State) -> list[Tensor] | None:
@@ -110,6 +111,11 @@ class Repeat:
         if not self.lead:
             name_parts(final, self.cell.states)
         return y, final
+
+
+def _are(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Return whether two dicts hold the very same objects; Tensors would compare their numbers."""
+    return now.keys() == before.keys() and all(map(is_, now.values(), before.values()))
 
 
 _NONE = Noise(None, 0.0, 0.0)
