@@ -152,7 +152,7 @@ def seed(y: Any, gradient: Any) -> Array:
     g = np.asarray(gradient)
     if g.shape != y.shape:
         raise ShapeError(f"the gradient of {describe(y)} cannot have the shape {g.shape}")
-    return np.asarray(g, g.dtype if g.dtype.kind == "c" else y.dtype)
+    return np.array(g, g.dtype if g.dtype.kind == "c" else y.dtype)
 
 
 def of_dtype(g: Array, dtype: np.dtype[Any]) -> Array:
