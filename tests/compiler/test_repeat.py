@@ -537,3 +537,28 @@ def test_arrays_take_the_long_way_and_give_the_same(taken):
     assert not taken
     agree([t.data for t in made], [t.data for t in parts(quick(inputs().detach()))])
     assert len(taken) == 1
+
+
+def test_a_learned_state_is_read_anew():
+    layer = nn.LSTM(3, 4, learn_state=True, **WORDS)
+    quick, x = fast(layer, "numpy"), inputs()
+    with no_grad():
+        quick(x), quick(x)
+        layer.load_state_dict({k: np.asarray(v) + 0.5 for k, v in layer.state_dict().items()})
+        agree([quick(x)[0].data], [layer(x)[0].data])
+
+
+@every_backend
+def test_the_last_state_is_an_array_of_its_own(backend):
+    quick = fast(nn.Recurrent(nn.LSTMCell(3, 4, **WORDS)), backend)
+    for _ in range(3):
+        out, state = quick(inputs())
+        assert not any(np.shares_memory(out.data, s.data) for s in state)
+
+
+def test_debug_of_a_backward_alone():
+    quick, x = fast(nn.LSTM(3, 4, **WORDS), "numpy"), inputs()
+    out, _ = quick(x)
+    with debug():
+        out.sum().backward()
+    assert np.isfinite(x.grad).all()

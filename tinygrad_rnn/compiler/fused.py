@@ -357,10 +357,7 @@ class Kernel:
             assert v.op is not None
             args = [read(i) for i in v.inputs]
             kind = "np.bool_" if v.dtype == bool else f"np.{v.dtype.name}"
-            word = _WORDS[v.op]
-            if v.op is ops.div and k > 1 and features(v.inputs[1]) == 1:  # once for the row
-                word = f"{{0}} * ({self.real}(1.0) / {{1}})"
-            lines.append(f"x{v.number} = " + word.format(*args, type=kind))
+            lines.append(f"x{v.number} = " + _WORDS[v.op].format(*args, type=kind))
             if v in self.places or self._is_read(v, own):
                 lines.append(f"{body.at(self.place(v), 'j')} = x{v.number}")
             for whole, at in self.joins.get(v, []):

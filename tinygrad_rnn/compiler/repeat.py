@@ -127,6 +127,7 @@ def repeats(layer: Recurrent, kind: type[Recurrent], cell: Cell, starts: list[Te
         layer.num_layers == layer.num_directions == 1
         and not (layer.batch_first or layer.recurrent_dropout or layer.zoneout)
         and layer.checkpoint_every is None
+        and not cell.learns_state
         and _is_ours(kind)
         and _is_ours(type(cell).initial_state)
         and all(isinstance(v, (*PLAIN, Parameter, Op, np.dtype)) for v in vars(cell).values())

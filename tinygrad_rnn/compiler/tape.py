@@ -32,6 +32,9 @@ class Cotangents:
     def __init__(self, parts: dict[Any, Any]) -> None:
         self.parts = parts
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.concatenate([np.ravel(g) for g in self.parts.values()])  # for ``debug()``
+
 
 class Run:
     """One call of a compiled loop.
@@ -74,7 +77,7 @@ class Run:
         outputs = self.outputs
         outputs["y"] = y.reshape((T, N, *y.shape[1:]))
         for k, whole in enumerate(self.S):
-            outputs[k] = whole[last]
+            outputs[k] = whole[last].copy()  # the output may lie there too
         if marks:
             for name, v in zip(self.plan.program.marks, marks, strict=True):
                 outputs[f"mark.{name}"] = v.reshape((T, N, *v.shape[1:]))
