@@ -218,6 +218,8 @@ def test_one_layer_is_called_by_several_threads(script, expected, warm):
 
 
 CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 compiled = model()
 long = tinygrad_rnn.compiler.compile(nn.LSTM(D, 128, rng=0), threads=int(sys.argv[1]))
 x = Tensor(np.random.default_rng(0).standard_normal((1000, 64, D)).astype("f4"), requires_grad=True)
