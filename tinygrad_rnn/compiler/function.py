@@ -27,7 +27,7 @@ from .outside import PLAIN, LastingError, Outside, told
 from .passes import Schedule
 from .recording import Place, spread
 from .replay import COMPUTED, CONSTANT, ComplexError, Recording, recorded
-from .tape import Cotangents, loop, output
+from .tape import Cotangents, ending_at, loop, output
 
 _KEPT = 32  # recordings of a function
 
@@ -69,20 +69,15 @@ class Replay:
             for source, t in zip(self.recording.sources, inputs, strict=False):
                 if isinstance(source, int):
                     leaves[source] = t = t * 1
-                    own.append((t, t.op, t.inputs))
+                    own.append(t)
                 wrt.append(t)
-            for t, _, _ in own:  # here the graph ends, or what leads to t would get its part twice
-                t.op, t.inputs = None, ()
-            try:
+            with ending_at(own):
                 outs: dict[int, Tensor] = {}
                 spread(self.call(leaves), Tensor, lambda t: outs.setdefault(t.order, t))
                 made = list(outs.values())
                 return autodiff.gradients(
                     [made[k] for k in g.parts], wrt, list(g.parts.values()), create_graph=True
                 )
-            finally:
-                for t, op, before in own:
-                    t.op, t.inputs = op, before
 
 
 class CompiledFunction:

@@ -36,12 +36,8 @@ class Repeat:
         self, layer: Recurrent, cell: Cell, state: State, outside: Any, plan: Schedule,
         kernels: Any, named: list[tuple[str, Parameter]],
     ) -> None:  # fmt: skip
-        self.layer, self.settings, self.cell, self.own = (
-            layer,
-            dict(vars(layer)),
-            cell,
-            dict(vars(cell)),
-        )
+        self.layer, self.settings = layer, dict(vars(layer))
+        self.cell, self.own = cell, dict(vars(cell))
         self.outside, self.told = outside, outside()
         self.plan, self.kernels, self.state = plan, kernels, state
         self.names = [name for name, _ in named]

@@ -6,7 +6,8 @@ it, and its rule runs the steps back.  On Tensors the rule differentiates the un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -116,21 +117,29 @@ class Run:
         with recording(), at(None), masked(None):
             own_x = None if x is None else x * 1
             own = [s * 1 for s in states]
-            cut = [(t, t.op, t.inputs) for t in [*([] if own_x is None else [own_x]), *own]]
-            for t, _, _ in cut:  # the graph ends here, or what leads to x gets its part twice
-                t.op, t.inputs = None, ()
-            try:
+            heads = [*([] if own_x is None else [own_x]), *own]
+            with ending_at(heads):
                 y, state, marks = self.unrolled(own_x, own)
                 outputs: dict[Any, Any] = {"y": stack(y), **dict(enumerate(leaves(state)))}
                 outputs.update({f"mark.{k}": v for k, v in marks.items()})
                 keys = list(g.parts)
-                wrt = [*([] if own_x is None else [own_x]), *own, *parameters]
                 return autodiff.gradients(
-                    [outputs[k] for k in keys], wrt, [g.parts[k] for k in keys], create_graph=True
-                )
-            finally:
-                for t, op, inputs in cut:
-                    t.op, t.inputs = op, inputs
+                    [outputs[k] for k in keys], [*heads, *parameters],
+                    [g.parts[k] for k in keys], create_graph=True,
+                )  # fmt: skip
+
+
+@contextmanager
+def ending_at(heads: Sequence[Tensor]) -> Iterator[None]:
+    """Let the graph end at `heads` for a while: what leads to them would get its part twice."""
+    before = [(t, t.op, t.inputs) for t in heads]
+    for t in heads:
+        t.op, t.inputs = None, ()
+    try:
+        yield
+    finally:
+        for t, op, inputs in before:
+            t.op, t.inputs = op, inputs
 
 
 def unroll(
