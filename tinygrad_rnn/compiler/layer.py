@@ -22,9 +22,9 @@ from ..tensor import Parameter, Tensor
 from . import numba_backend, passes, rows
 from .errors import CompileError
 from .numpy_backend import Kernels
-from .outside import Outside
+from .outside import PLAIN, Outside
 from .passes import Schedule
-from .repeat import PLAIN, Repeat, key_of, repeats
+from .repeat import Repeat, key_of, repeats
 from .tape import Run, loop, output, unroll
 from .trace import Program, Request, trace
 

@@ -23,10 +23,9 @@ from ..nn.states import State, fill, leaves, name_parts
 from ..op import Op
 from ..scope import ALWAYS, NEEDED, Scope
 from ..tensor import Parameter, Tensor
+from .outside import PLAIN
 from .passes import Schedule
 from .tape import Run, loop, output, unroll
-
-PLAIN = (int, float, str, bool, type(None))
 
 
 class Repeat:
